@@ -1,0 +1,9 @@
+//! What runs as the user on either host.
+//!
+//! An agent owns everything that needs the user's rights: names, walking, opening, creating, modes, times,
+//! renames. It drives an engine (through `escp_engine_api`, so it cannot tell a daemon from an embedded
+//! engine) and talks to the other agent in sealed messages. The near agent is the `escp` command itself;
+//! the far one is `escp --server` under ssh.
+
+pub mod link;
+pub mod tally;

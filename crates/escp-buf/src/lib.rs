@@ -1,0 +1,1 @@
+//! Where escp's bytes sit: aligned buffer pools with a written budget.

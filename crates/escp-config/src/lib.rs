@@ -1,0 +1,1 @@
+//! The strict YAML configuration of escp and escpd.

@@ -1,0 +1,1 @@
+//! An escp engine over a Unix socket, both ends.

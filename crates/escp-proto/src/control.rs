@@ -1,0 +1,169 @@
+//! The control channel: frames over ssh's standard input and output.
+//!
+//! ```text
+//! length 4 (big-endian, of what follows) | body
+//! ```
+//!
+//! The first frame each way is a [`Hello`] of fixed layout, so that versions can be told apart forever; then
+//! come [`ControlMessage`]s in postcard. No file name and no file data travels here.
+
+use crate::ProtocolError;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Largest frame body, in bytes.
+pub const MAX_FRAME: usize = 64 * 1024;
+/// Bytes of a frame's length.
+pub const LENGTH_LEN: usize = 4;
+/// Bytes of a hello body.
+pub const HELLO_LEN: usize = 68;
+/// First bytes of a hello body.
+pub const MAGIC: [u8; 8] = *b"escp-ctl";
+
+/// The first frame each way.
+///
+/// ```text
+/// magic 8 | lowest version 2 | highest version 2 | features 8 | session id 16 | random 32
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Lowest protocol version spoken.
+    pub lowest: u16,
+    /// Highest protocol version spoken.
+    pub highest: u16,
+    /// Feature bits; unknown ones are ignored. None is assigned yet.
+    pub features: u64,
+    /// The session's id, chosen by the near agent and echoed by the far one.
+    pub session: [u8; 16],
+    /// This side's contribution to the master secret.
+    pub random: [u8; 32],
+}
+
+/// What follows the hellos.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlMessage {
+    /// Near to far: open your engine like this.
+    Job(Job),
+    /// Far to near: dial here.
+    Listening(Listening),
+    /// Either way: it cannot go on.
+    Failed(ControlFailure),
+    /// Near to far, last: all is said; the far agent may exit.
+    Bye,
+}
+
+/// Parameters of the far engine. No names: those travel sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The far engine sends file data (a download).
+    pub far_sends: bool,
+    /// `uring`, `posix` or `dummy`.
+    pub engine: String,
+    /// Data streams.
+    pub streams: u16,
+    /// Bytes of a full block.
+    pub block_size: u32,
+    /// Blocks in flight per stream.
+    pub depth: u16,
+    /// zstd level, if the sender is to compress.
+    pub compress: Option<i32>,
+    /// Compute check values.
+    pub checksum: bool,
+    /// Make data durable.
+    pub durable: bool,
+    /// Total bits per second of the sender.
+    pub rate_limit: Option<u64>,
+    /// Ports for an embedded far engine, first and last; `None`: the far configuration's.
+    pub ports: Option<(u16, u16)>,
+    /// Log level of the far agent's stderr: 0 quiet, 1 info, 2 debug, 3 trace.
+    pub verbose: u8,
+}
+
+/// Where the far engine can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// Addresses to try, best first; may be empty, then the near side uses the name it gave ssh.
+    pub addresses: Vec<IpAddr>,
+    /// Ports, all equal.
+    pub ports: Vec<u16>,
+    /// Engine kind in use.
+    pub engine: String,
+    /// The engine runs in escpd.
+    pub daemon: bool,
+    /// One-line remarks for `-v`.
+    pub notes: Vec<String>,
+}
+
+/// Why a side gives up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlFailure {
+    /// Exit status.
+    pub status: u8,
+    /// One sentence.
+    pub text: String,
+}
+
+impl std::fmt::Debug for Hello {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hello")
+            .field("lowest", &self.lowest)
+            .field("highest", &self.highest)
+            .field("features", &self.features)
+            .field("random", &"..")
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hello {
+    /// The whole frame, as it enters the transcript.
+    #[must_use]
+    pub fn encode_frame(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(LENGTH_LEN + HELLO_LEN);
+        #[expect(clippy::cast_possible_truncation, reason = "a constant")]
+        out.extend_from_slice(&(HELLO_LEN as u32).to_be_bytes());
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&self.lowest.to_be_bytes());
+        out.extend_from_slice(&self.highest.to_be_bytes());
+        out.extend_from_slice(&self.features.to_be_bytes());
+        out.extend_from_slice(&self.session);
+        out.extend_from_slice(&self.random);
+        out
+    }
+
+    /// Reads a hello body. A later version may append fields, so more bytes are fine.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] when it is not a hello.
+    pub fn decode_body(body: &[u8]) -> Result<Self, ProtocolError> {
+        let Some(fields) = body.first_chunk::<HELLO_LEN>() else {
+            return Err(ProtocolError::Length { what: "hello", got: body.len(), need: HELLO_LEN });
+        };
+        if fields[..8] != MAGIC {
+            return Err(ProtocolError::Malformed("hello"));
+        }
+        Ok(Self {
+            lowest: u16::from_be_bytes([fields[8], fields[9]]),
+            highest: u16::from_be_bytes([fields[10], fields[11]]),
+            features: u64::from_be_bytes(std::array::from_fn(|i| fields[12 + i])),
+            session: std::array::from_fn(|i| fields[20 + i]),
+            random: std::array::from_fn(|i| fields[36 + i]),
+        })
+    }
+
+    /// The highest version both sides speak.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Version`] when there is none.
+    pub fn agree(&self, peer: &Self) -> Result<u16, ProtocolError> {
+        let highest = self.highest.min(peer.highest);
+        if highest < self.lowest.max(peer.lowest) {
+            let range = if peer.lowest == peer.highest {
+                peer.highest.to_string()
+            } else {
+                format!("{} to {}", peer.lowest, peer.highest)
+            };
+            return Err(ProtocolError::Version { peer: range, ours: self.highest });
+        }
+        Ok(highest)
+    }
+}

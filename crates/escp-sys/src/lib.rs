@@ -1,0 +1,7 @@
+//! What escp asks of the kernel: one small safe function per call.
+//!
+//! This crate and `escp-buf` are the only ones with `unsafe` code; see `docs/ARCHITECTURE.md`.
+
+pub mod counters;
+pub mod passed;
+pub mod socket;

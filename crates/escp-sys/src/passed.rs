@@ -1,0 +1,1 @@
+//! Checks on a descriptor that another process passed.

@@ -1,0 +1,1 @@
+//! Real sshd, filesystems and faults for the tests of escp.

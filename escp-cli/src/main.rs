@@ -1,0 +1,3 @@
+//! escp: secure copy at the speed of the hardware.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The escp data-transfer daemon.
+
+fn main() {}
