@@ -9,9 +9,11 @@
 
 #![forbid(unsafe_code)]
 
+mod list;
 mod record;
 mod schedule;
 
+pub use list::ListDigest;
 pub use record::{Opener, Sealer, Sequence};
 pub use schedule::{Flow, MasterSecret, RouteKey, StreamContext, StreamSecret};
 

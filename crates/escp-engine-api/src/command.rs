@@ -30,9 +30,10 @@ pub enum Command {
     /// Deliver this to the peer's agent, in order, as [`crate::Event::Message`]; at most [`MAX_MESSAGE`]
     /// bytes.
     Message(Vec<u8>),
-    /// Sending engine only: nothing more will come. The engine closes its streams, agrees on the end with
-    /// the peer and reports [`crate::Event::Ended`].
-    Finish,
+    /// Both engines: nothing more will come, and this is what was moved as this agent sees it. The sending
+    /// engine closes its streams; both exchange sealed ends, compare them, and report
+    /// [`crate::Event::Ended`], or an integrity failure when the two agents' summaries differ.
+    Finish(Summary),
     /// End the session now. The peer is told `reason` if it can be.
     Abort {
         /// One sentence for the other side's user.
@@ -89,4 +90,13 @@ pub enum ExtentKind {
     Data,
     /// Reads as zeros; travels as a header.
     Hole,
+}
+
+/// What was moved, as one agent sees it at the end: published files only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Files published.
+    pub files: u64,
+    /// `escp_crypto::ListDigest` over them: number, size and check value of each.
+    pub list_hash: [u8; 32],
 }

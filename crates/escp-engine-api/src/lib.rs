@@ -18,7 +18,7 @@ mod command;
 mod event;
 mod options;
 
-pub use command::{Command, Extent, ExtentKind, FileSpec, Lane, MAX_BATCH, MAX_MESSAGE};
+pub use command::{Command, Extent, ExtentKind, FileSpec, Lane, MAX_BATCH, MAX_MESSAGE, Summary};
 pub use event::{
     Counters, Event, Failure, Fault, FileError, FileReport, Opened, Progress, Stage, errno_name,
 };

