@@ -18,6 +18,11 @@
 //!   NoMore -------------------------------->      after the last entry was offered
 //! ```
 
+mod batch;
+mod bounds;
+
+pub use batch::{Batch, Listed, messages};
+
 use crate::ProtocolError;
 use serde::{Deserialize, Serialize};
 
@@ -227,20 +232,37 @@ pub struct EntryResult {
 }
 
 impl AgentMessage {
-    /// The message's bytes.
+    /// The message's bytes. Texts for people ([`MAX_TEXT`]) and the path of a [`SourceFailure`]
+    /// ([`MAX_PATH`]) are cut when they are too long; everything else beyond its bound is an error, because
+    /// the peer would refuse it.
     ///
     /// # Errors
-    /// [`ProtocolError::TooLarge`] over [`MAX_MESSAGE`]: the caller batches too much.
+    /// [`ProtocolError::TooLarge`] over [`MAX_MESSAGE`] or another bound of this module (use [`messages`] or
+    /// [`Batch`] for lists), [`ProtocolError::Malformed`] for a value the peer would refuse.
     pub fn encode(&self) -> Result<Vec<u8>, ProtocolError> {
+        let clipped = self.clipped();
+        let message = clipped.as_ref().unwrap_or(self);
+        message.check()?;
         let bytes =
-            postcard::to_stdvec(self).map_err(|_| ProtocolError::Malformed("agent message to encode"))?;
-        if bytes.len() > MAX_MESSAGE {
-            return Err(ProtocolError::TooLarge {
-                what: "agent message",
-                got: bytes.len() as u64,
-                limit: MAX_MESSAGE as u64,
-            });
-        }
+            postcard::to_stdvec(message).map_err(|_| ProtocolError::Malformed("agent message to encode"))?;
+        bounds::at_most("agent message", bytes.len(), MAX_MESSAGE)?;
         Ok(bytes)
+    }
+
+    /// Reads one message and checks every bound of this module. Memory is bounded by a small multiple of
+    /// [`MAX_MESSAGE`] whatever the bytes claim.
+    ///
+    /// # Errors
+    /// [`ProtocolError::TooLarge`] for a size or count beyond its bound, [`ProtocolError::Malformed`] for
+    /// anything else that is not exactly one well-formed message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        bounds::at_most("agent message", bytes.len(), MAX_MESSAGE)?;
+        let (message, rest) = postcard::take_from_bytes::<Self>(bytes)
+            .map_err(|_| ProtocolError::Malformed("agent message"))?;
+        if !rest.is_empty() {
+            return Err(ProtocolError::Malformed("agent message: bytes after its end"));
+        }
+        message.check()?;
+        Ok(message)
     }
 }

@@ -7,6 +7,11 @@
 //! The first frame each way is a [`Hello`] of fixed layout, so that versions can be told apart forever; then
 //! come [`ControlMessage`]s in postcard. No file name and no file data travels here.
 
+mod bounds;
+mod reader;
+
+pub use reader::FrameReader;
+
 use crate::ProtocolError;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -19,6 +24,29 @@ pub const LENGTH_LEN: usize = 4;
 pub const HELLO_LEN: usize = 68;
 /// First bytes of a hello body.
 pub const MAGIC: [u8; 8] = *b"escp-ctl";
+
+/// Largest hello body, in bytes: what later versions may append is bounded too.
+pub const MAX_HELLO: usize = 1024;
+/// Longest text of a [`ControlMessage`], in bytes. Longer ones are cut when they are encoded.
+pub const MAX_TEXT: usize = 2048;
+/// Longest name of an engine kind, in bytes.
+pub const MAX_ENGINE: usize = 32;
+/// Most addresses or notes of a [`Listening`]; more are left out when it is encoded.
+pub const MAX_ITEMS: usize = 16;
+/// Most ports of a [`Listening`]; more are left out when it is encoded.
+pub const MAX_PORTS: usize = 256;
+/// Most data streams of a session.
+pub const MAX_STREAMS: u16 = 256;
+/// Smallest block size, in bytes. Block sizes are multiples of [`BLOCK_UNIT`].
+pub const MIN_BLOCK_SIZE: u32 = 256 * 1024;
+/// Largest block size, in bytes.
+pub const MAX_BLOCK_SIZE: u32 = 8 * 1024 * 1024;
+/// What a block size is a multiple of, in bytes.
+pub const BLOCK_UNIT: u32 = 4096;
+/// Fewest blocks in flight per stream.
+pub const MIN_DEPTH: u16 = 2;
+/// Most blocks in flight per stream.
+pub const MAX_DEPTH: u16 = 64;
 
 /// The first frame each way.
 ///
@@ -103,6 +131,39 @@ pub struct ControlFailure {
     pub text: String,
 }
 
+impl ControlMessage {
+    /// The whole frame: length and body. Texts for people are cut to [`MAX_TEXT`], and lists of a
+    /// [`Listening`] to their bounds.
+    ///
+    /// # Errors
+    /// [`ProtocolError::TooLarge`] or [`ProtocolError::Malformed`] for a value the peer would refuse.
+    pub fn encode_frame(&self) -> Result<Vec<u8>, ProtocolError> {
+        let mut message = self.clone();
+        message.clip();
+        message.check()?;
+        let frame = postcard::to_extend(&message, vec![0; LENGTH_LEN])
+            .map_err(|_| ProtocolError::Malformed("control message to encode"))?;
+        bounds::with_length(frame)
+    }
+
+    /// Reads a frame's body and checks every bound of this module. Memory is bounded by a small multiple of
+    /// [`MAX_FRAME`] whatever the bytes claim.
+    ///
+    /// # Errors
+    /// [`ProtocolError::TooLarge`] for a size, count or parameter beyond its bound,
+    /// [`ProtocolError::Malformed`] for anything else that is not exactly one well-formed message.
+    pub fn decode(body: &[u8]) -> Result<Self, ProtocolError> {
+        bounds::at_most("control frame", body.len(), MAX_FRAME)?;
+        let (message, rest) = postcard::take_from_bytes::<Self>(body)
+            .map_err(|_| ProtocolError::Malformed("control message"))?;
+        if !rest.is_empty() {
+            return Err(ProtocolError::Malformed("control message: bytes after its end"));
+        }
+        message.check()?;
+        Ok(message)
+    }
+}
+
 impl std::fmt::Debug for Hello {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Hello")
@@ -130,24 +191,41 @@ impl Hello {
         out
     }
 
-    /// Reads a hello body. A later version may append fields, so more bytes are fine.
+    /// Reads a hello body. A later version may append fields, so more bytes, up to [`MAX_HELLO`], are fine.
     ///
     /// # Errors
     /// [`ProtocolError`] when it is not a hello.
     pub fn decode_body(body: &[u8]) -> Result<Self, ProtocolError> {
+        bounds::at_most("hello", body.len(), MAX_HELLO)?;
         let Some(fields) = body.first_chunk::<HELLO_LEN>() else {
             return Err(ProtocolError::Length { what: "hello", got: body.len(), need: HELLO_LEN });
         };
         if fields[..8] != MAGIC {
             return Err(ProtocolError::Malformed("hello"));
         }
+        let lowest = u16::from_be_bytes([fields[8], fields[9]]);
+        let highest = u16::from_be_bytes([fields[10], fields[11]]);
+        if lowest > highest {
+            return Err(ProtocolError::Malformed("hello: version range"));
+        }
         Ok(Self {
-            lowest: u16::from_be_bytes([fields[8], fields[9]]),
-            highest: u16::from_be_bytes([fields[10], fields[11]]),
+            lowest,
+            highest,
             features: u64::from_be_bytes(std::array::from_fn(|i| fields[12 + i])),
             session: std::array::from_fn(|i| fields[20 + i]),
             random: std::array::from_fn(|i| fields[36 + i]),
         })
+    }
+
+    /// The frame of a body that [`FrameReader::next`] returned, as it enters the transcript.
+    ///
+    /// # Errors
+    /// [`ProtocolError::TooLarge`] over [`MAX_HELLO`].
+    pub fn frame_of(body: &[u8]) -> Result<Vec<u8>, ProtocolError> {
+        bounds::at_most("hello", body.len(), MAX_HELLO)?;
+        let mut frame = vec![0; LENGTH_LEN];
+        frame.extend_from_slice(body);
+        bounds::with_length(frame)
     }
 
     /// The highest version both sides speak.

@@ -57,6 +57,16 @@ pub enum ProtocolError {
         /// What we speak.
         ours: u16,
     },
+    /// The control channel began with text where a hello was due: a login shell, a forced command or a
+    /// missing program spoke. Not an attack; the user has to change what prints it.
+    #[error("text came where escp was due to speak: \"{excerpt}\"")]
+    ForeignText {
+        /// Its first line, at most 160 bytes, escaped to printable ASCII.
+        excerpt: String,
+    },
+    /// The bytes ended where more had to come. A cut connection is never taken for an end.
+    #[error("connection closed before the end ({0})")]
+    ClosedEarly(&'static str),
     /// Something that may not come now.
     #[error("{what} in state {state}")]
     IllegalState {
