@@ -5,5 +5,11 @@
 //! engine) and talks to the other agent in sealed messages. The near agent is the `escp` command itself;
 //! the far one is `escp --server` under ssh.
 
+pub mod escape;
 pub mod link;
+pub mod receive;
+pub mod send;
 pub mod tally;
+
+pub use receive::{Target, receive_files};
+pub use send::{Source, expand_sources, send_files};
