@@ -1,0 +1,268 @@
+//! The pool and its slots.
+
+use crate::registered::Registration;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+/// Bytes before the body of a slot: room for a record's IV and header, and one page, so that the body is
+/// aligned.
+pub const HEADROOM: usize = 4096;
+/// Where the body of a slot starts.
+pub const BODY: usize = HEADROOM;
+/// Bytes after the body of a slot: a record's tag, and one page so that the next slot is aligned.
+pub const TAILROOM: usize = 4096;
+
+/// Slots of equal size for one thread, handed out as [`Buf`]s.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Rc<Inner>,
+}
+
+pub(crate) struct Inner {
+    region: NonNull<u8>,
+    slot_len: usize,
+    slots: usize,
+    /// Slots that are free, most recently used last, so that warm memory is used again first.
+    free: RefCell<Vec<u16>>,
+    /// Slots handed out at least once.
+    touched: Cell<usize>,
+    registration: RefCell<Option<Registration>>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("slots", &self.inner.slots)
+            .field("free", &self.inner.free.borrow().len())
+            .field("touched", &self.inner.touched.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Reserves address space for `slots` slots with bodies of `body_len` bytes. No memory is used yet.
+    ///
+    /// # Errors
+    /// `InvalidInput` when `body_len` is no multiple of 4096 or there are no or more than 16,384 slots (the
+    /// kernel's limit of registered buffers); those of mmap(2).
+    pub fn new(slots: usize, body_len: usize) -> io::Result<Self> {
+        if slots == 0 || slots > 16_384 || body_len == 0 || !body_len.is_multiple_of(4096) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "slots or body length of a pool"));
+        }
+        let slot_len = HEADROOM + body_len + TAILROOM;
+        let length = slots
+            .checked_mul(slot_len)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "pool larger than the address space"))?;
+        // SAFETY: a fresh private mapping at an address of the kernel's choice aliases nothing.
+        let address = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        // Huge pages where they can be had: fewer page faults and TLB misses. A refusal costs nothing.
+        // SAFETY: the range is exactly the mapping just made, and the advice does not change its contents.
+        let _ = unsafe { rustix::mm::madvise(address, length, Advice::LinuxHugepage) };
+        let region = NonNull::new(address.cast())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "mapped at address 0"))?;
+        let free = (0..u16::try_from(slots).unwrap_or(u16::MAX)).rev().collect();
+        Ok(Self {
+            inner: Rc::new(Inner {
+                region,
+                slot_len,
+                slots,
+                free: RefCell::new(free),
+                touched: Cell::new(0),
+                registration: RefCell::new(None),
+            }),
+        })
+    }
+
+    /// Takes a free slot; `None` when all are out. Its contents are those of its last user.
+    #[must_use]
+    pub fn take(&self) -> Option<Buf> {
+        let slot = self.inner.free.borrow_mut().pop()?;
+        self.inner.touched.set(self.inner.touched.get().max(usize::from(slot) + 1));
+        Some(Buf { pool: Rc::clone(&self.inner), slot })
+    }
+
+    /// Slots that are handed out now.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.inner.slots - self.inner.free.borrow().len()
+    }
+
+    /// Bytes of memory this pool can come to use.
+    #[must_use]
+    pub fn budget(&self) -> usize {
+        self.inner.slots * self.inner.slot_len
+    }
+
+    /// Registers every slot that was used so far with the tokio-uring runtime of this thread, so that the
+    /// kernel need not pin its pages for each operation. Slots first used later are not registered until
+    /// this is called again.
+    ///
+    /// # Errors
+    /// Those of io_uring_register(2), ENOMEM for one at the limit of locked memory: carry on without.
+    ///
+    /// # Panics
+    /// Outside a tokio-uring runtime.
+    pub fn register(&self) -> io::Result<()> {
+        let slots = self.inner.touched.get();
+        let mut registration = self.inner.registration.borrow_mut();
+        if registration.as_ref().is_some_and(|existing| existing.slots() == slots) {
+            return Ok(());
+        }
+        if let Some(existing) = registration.take() {
+            existing.end()?;
+        }
+        *registration = Some(Registration::begin(&self.inner, slots)?);
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// The address and length of a slot.
+    pub(crate) fn slot(&self, slot: usize) -> (*mut u8, usize) {
+        debug_assert!(slot < self.slots);
+        // SAFETY: `slot` is below `slots`, so the offset stays inside the one mapping of the region.
+        let start = unsafe { self.region.as_ptr().add(slot * self.slot_len) };
+        (start, self.slot_len)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Every Buf holds an Rc of this, so all slots are back: no operation the runtime knows of is in
+        // flight. Slots that were lost with a runtime that was torn down under load keep the Rc alive, and
+        // the mapping with it: leaking is right where the kernel may still write.
+        // SAFETY: the region was mapped with this length by `new`, and no Buf refers to it any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.region.as_ptr().cast(), self.slots * self.slot_len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// The right to one slot of a [`Pool`]. Dropping it returns the slot.
+///
+/// While a kernel operation uses the slot, the operation owns the `Buf`; that is what makes the slices below
+/// exclusive.
+pub struct Buf {
+    pool: Rc<Inner>,
+    slot: u16,
+}
+
+impl std::fmt::Debug for Buf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buf({})", self.slot)
+    }
+}
+
+impl Buf {
+    /// Bytes of the slot.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pool.slot_len
+    }
+
+    /// Never: a slot has at least its head- and tailroom.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Bytes of the body.
+    #[must_use]
+    pub fn body_len(&self) -> usize {
+        self.pool.slot_len - HEADROOM - TAILROOM
+    }
+
+    /// The slot's bytes. Never uninitialised: the kernel maps zeros.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        let (start, len) = self.pool.slot(usize::from(self.slot));
+        // SAFETY: the slot lies in the mapping and is initialised; this Buf alone has the right to it, and
+        // `&self` keeps `bytes_mut` away.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    /// The slot's bytes, to change them.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let (start, len) = self.pool.slot(usize::from(self.slot));
+        // SAFETY: as for `bytes`, and `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+
+    /// The address of `range` of the slot, and its length, for a kernel operation that will own this Buf.
+    ///
+    /// # Panics
+    /// When `range` is not inside the slot: the kernel must never be given an address outside.
+    #[must_use]
+    pub fn window(&mut self, range: Range<usize>) -> (*mut u8, u32) {
+        let window = &mut self.bytes_mut()[range];
+        (window.as_mut_ptr(), u32::try_from(window.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The index under which this slot is registered with the thread's ring, if it is.
+    #[must_use]
+    pub fn registered(&self) -> Option<u16> {
+        let registration = self.pool.registration.borrow();
+        registration.as_ref().filter(|r| usize::from(self.slot) < r.slots()).map(|_| self.slot)
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        self.pool.free.borrow_mut().push(self.slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_disjoint_aligned_and_come_back() {
+        let pool = Pool::new(3, 8192).unwrap();
+        let mut bufs: Vec<Buf> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!((bufs.len(), pool.outstanding()), (3, 3));
+        for (value, buf) in (1_u8..).zip(&mut bufs) {
+            assert_eq!(buf.body_len(), 8192);
+            assert!(buf.bytes()[BODY..].as_ptr().addr().is_multiple_of(4096));
+            buf.bytes_mut().fill(value);
+        }
+        for (value, buf) in (1_u8..).zip(&bufs) {
+            assert!(buf.bytes().iter().all(|&byte| byte == value));
+        }
+        drop(bufs);
+        assert_eq!(pool.outstanding(), 0);
+        assert!(pool.take().is_some());
+    }
+
+    #[test]
+    fn a_buf_outlives_its_pool() {
+        let mut buf = Pool::new(1, 4096).unwrap().take().unwrap();
+        buf.bytes_mut().fill(9);
+        assert_eq!(buf.bytes()[BODY], 9);
+    }
+
+    #[test]
+    fn refuses_nonsense() {
+        for (slots, body_len) in [(0, 4096), (1, 0), (1, 4095), (20_000, 4096)] {
+            assert!(Pool::new(slots, body_len).is_err(), "{slots} slots of {body_len}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "range end index")]
+    fn no_window_beyond_the_slot() {
+        let mut buf = Pool::new(1, 4096).unwrap().take().unwrap();
+        let _ = buf.window(0..HEADROOM + 4096 + TAILROOM + 1);
+    }
+}
