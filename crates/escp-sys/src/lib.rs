@@ -4,4 +4,6 @@
 
 pub mod counters;
 pub mod passed;
+pub mod process;
+pub mod seqpacket;
 pub mod socket;
