@@ -17,6 +17,9 @@
 //!   <---------------------------------- Done      verified and published, or failed
 //!   NoMore -------------------------------->      after the last entry was offered
 //! ```
+//!
+//! Which message may come when, and about which entry, is in [`crate::conversation`]; lists of any length
+//! become messages with [`messages`] or [`Batch`].
 
 mod batch;
 mod bounds;
@@ -134,7 +137,8 @@ pub struct Entry {
     /// The directory entry this one lies in, or [`ROOT`].
     pub parent: u64,
     /// One path component. Below [`ROOT`] it is the source's base name, which the receiver uses unless the
-    /// user named the target itself. Empty for a [`EntryKind::DirectoryEnd`].
+    /// user named the target itself; empty there for a directory without a base name (`.`, `..`, `/`),
+    /// whose children go into the target itself. Empty for a [`EntryKind::DirectoryEnd`].
     pub name: Vec<u8>,
     /// What it is.
     pub kind: EntryKind,

@@ -8,6 +8,7 @@
 //! come [`ControlMessage`]s in postcard. No file name and no file data travels here.
 
 mod bounds;
+pub mod dialogue;
 mod reader;
 
 pub use reader::FrameReader;

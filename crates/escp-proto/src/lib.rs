@@ -8,12 +8,24 @@
 pub mod agent;
 pub mod block;
 pub mod control;
+pub mod conversation;
 pub mod first_packet;
 pub mod message;
 pub mod record;
+pub mod stream;
 
 /// The version of the protocol this crate speaks.
 pub const VERSION: u16 = 2;
+
+/// Which end of the control channel speaks: roles of the key schedule. Independent of who dials and of who
+/// sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The end that started ssh.
+    Near,
+    /// The end that ssh started.
+    Far,
+}
 
 /// A peer said something that the protocol does not allow. Always the peer's fault (or an attacker's).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +57,16 @@ pub enum ProtocolError {
         what: &'static str,
         /// Its value.
         value: u64,
+    },
+    /// A count that the peer said differs from what it did.
+    #[error("{what}: the peer said {said}, {came} came")]
+    Count {
+        /// What was counted.
+        what: &'static str,
+        /// The peer's number.
+        said: u64,
+        /// What came.
+        came: u64,
     },
     /// Bytes that do not decode.
     #[error("malformed {0}")]

@@ -2,7 +2,7 @@
 
 use super::{
     AgentMessage, Attributes, Entry, EntryFailure, EntryKind, EntryResult, FileDigest, MAX_ITEMS, MAX_NAME,
-    MAX_PATH, MAX_TEXT, Refusal, Request, SourceFailure, Timestamp, Transfer,
+    MAX_PATH, MAX_TEXT, ROOT, Refusal, Request, SourceFailure, Timestamp, Transfer,
 };
 use crate::ProtocolError;
 
@@ -142,6 +142,10 @@ impl Entry {
             return Err(ProtocolError::Malformed("entry offered before its parent"));
         }
         match &self.kind {
+            // Source `.` or `/`: the target itself.
+            EntryKind::Directory { attributes } if self.parent == ROOT && self.name.is_empty() => {
+                attributes.check()
+            }
             EntryKind::File { attributes, .. } | EntryKind::Directory { attributes } => {
                 name(&self.name)?;
                 attributes.check()
