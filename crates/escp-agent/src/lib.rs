@@ -5,10 +5,16 @@
 //! engine) and talks to the other agent in sealed messages. The near agent is the `escp` command itself;
 //! the far one is `escp --server` under ssh.
 
+pub mod control;
+pub mod dial;
 pub mod escape;
+mod establish;
+pub mod far;
 pub mod link;
+pub mod near;
 pub mod receive;
 pub mod send;
+pub mod status;
 pub mod tally;
 
 pub use receive::{Target, receive_files};

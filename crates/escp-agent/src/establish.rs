@@ -1,0 +1,156 @@
+//! Opening this host's engine and waiting for what it and the peer's agent say first; alike on both ends.
+
+use crate::link::{Observer, SessionError};
+use crate::status;
+use escp_engine_api::{Command, EngineHandle, Event, Failure, JobOptions, Opened};
+use escp_proto::agent::AgentMessage;
+use std::io;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Time for an engine to open: mapping memory, registering, binding ports.
+const OPEN_DEADLINE: Duration = Duration::from_secs(30);
+/// Time for an engine to end after it was told to.
+const ABORT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// An engine whose job is open and whose lanes are not all up.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// The engine.
+    pub(crate) engine: EngineHandle,
+}
+
+/// Bytes from the kernel's generator.
+pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
+
+/// Starts or connects to an engine and opens the job on it.
+pub(crate) async fn open_reported<E>(
+    engine: E,
+    options: JobOptions,
+) -> Result<(Opening, Opened), SessionError>
+where
+    E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
+{
+    let opened = timeout(OPEN_DEADLINE, async {
+        let mut opening = Opening { engine: engine().await? };
+        opening.command(Command::Open(Box::new(options))).await?;
+        loop {
+            match opening.event().await? {
+                Event::Opened(opened) => return Ok((opening, opened)),
+                Event::Note(note) => tracing::debug!("{note}"),
+                _ => {}
+            }
+        }
+    });
+    opened.await.unwrap_or_else(|_| {
+        let text = format!("the engine of this host did not start within {} s", OPEN_DEADLINE.as_secs());
+        Err(SessionError { status: status::CONNECT, text })
+    })
+}
+
+/// As [`open_reported`]; what the engine says about itself goes to `observer`.
+pub(crate) async fn open<E>(
+    engine: E,
+    options: JobOptions,
+    observer: &dyn Observer,
+) -> Result<Opening, SessionError>
+where
+    E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
+{
+    let (opening, opened) = open_reported(engine, options).await?;
+    remarks(&opened).iter().for_each(|remark| observer.note(remark));
+    Ok(opening)
+}
+
+/// What an opened engine has to say about itself, for `-v`.
+pub(crate) fn remarks(opened: &Opened) -> Vec<String> {
+    let place = if opened.daemon { "in escpd" } else { "embedded" };
+    let kind = match &opened.kind_reason {
+        Some(reason) => format!("{} engine {place}: {reason}", opened.kind),
+        None => format!("{} engine {place}", opened.kind),
+    };
+    std::iter::once(kind).chain(opened.port_note.clone()).collect()
+}
+
+fn engine_gone() -> SessionError {
+    SessionError { status: status::LOST, text: "the engine of this host ended without a word".into() }
+}
+
+fn failed(failure: Failure) -> SessionError {
+    SessionError { status: status::of_fault(failure.fault, false), text: failure.text }
+}
+
+impl Opening {
+    /// Gives the engine a command.
+    pub(crate) async fn command(&mut self, command: Command) -> Result<(), SessionError> {
+        match self.engine.commands.send(command).await {
+            Ok(()) => Ok(()),
+            // The reason lies in the events.
+            Err(_) => loop {
+                self.event().await?;
+            },
+        }
+    }
+
+    /// The engine's next event; a failure is an error.
+    async fn event(&mut self) -> Result<Event, SessionError> {
+        match self.engine.events.recv().await {
+            None => Err(engine_gone()),
+            Some(Event::Failed(failure)) => Err(failed(failure)),
+            Some(event) => Ok(event),
+        }
+    }
+
+    /// Waits until every lane is up.
+    pub(crate) async fn connected(&mut self, observer: &dyn Observer) -> Result<(), SessionError> {
+        loop {
+            match self.event().await? {
+                Event::Connected => return Ok(()),
+                Event::Note(note) => observer.note(&note),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for the first message of the peer's agent.
+    pub(crate) async fn message(&mut self, observer: &dyn Observer) -> Result<AgentMessage, SessionError> {
+        loop {
+            match self.event().await? {
+                Event::Message(bytes) => {
+                    return AgentMessage::decode(&bytes).map_err(|error| SessionError {
+                        status: status::INTEGRITY,
+                        text: format!("the other side broke the protocol: {error}"),
+                    });
+                }
+                Event::Silent { seconds, stage } => observer.silent(seconds, &stage.to_string()),
+                Event::Note(note) => observer.note(&note),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends the session, lets the peer's engine know why, and returns the reason.
+    pub(crate) async fn abort(mut self, why: SessionError) -> SessionError {
+        let told = async {
+            let reason = why.text.clone();
+            if self.engine.commands.send(Command::Abort { reason }).await.is_ok() {
+                while let Some(event) = self.engine.events.recv().await {
+                    if matches!(event, Event::Failed(_) | Event::Ended { .. }) {
+                        break;
+                    }
+                }
+            }
+        };
+        if timeout(ABORT_DEADLINE, told).await.is_err() {
+            tracing::debug!("the engine did not end in time");
+        }
+        why
+    }
+}

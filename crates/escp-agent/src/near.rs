@@ -1,0 +1,415 @@
+//! The near end of a session: what the `escp` command does once ssh runs.
+//!
+//! [`greet`] exchanges hellos; [`run`] opens the engines on both hosts, connects them and moves the files.
+
+use crate::control::{
+    ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up, peer_failure,
+};
+use crate::dial::{self, Family, Targets};
+use crate::establish::{self, Opening};
+use crate::link::{HangUp, Link, Observer, SessionError, TransferOptions};
+use crate::receive::{Target, receive_files};
+use crate::send::{Source, send_files};
+use crate::status;
+use crate::tally::Tally;
+use escp_crypto::MasterSecret;
+use escp_engine_api::{
+    Command, Direction, EngineHandle, EngineKind, JobOptions, Lane, Secret, SessionId, Side,
+};
+use escp_proto::agent::{AgentMessage, Request, Transfer};
+use escp_proto::control::{ControlMessage, Hello, Job, Listening};
+use escp_proto::{ProtocolError, VERSION};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Time for the far side to open its engine.
+const LISTENING_DEADLINE: Duration = Duration::from_secs(30);
+/// Time from the last connected lane until both engines know each other.
+const CONNECTED_DEADLINE: Duration = Duration::from_secs(15);
+/// Time to wait for the host's name to resolve when the far side's own address may not be enough.
+const RESOLVE_DEADLINE: Duration = Duration::from_millis(500);
+/// Time for the far side's own words to arrive after its engine or ssh broke off.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Time for the far agent to leave after goodbye.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the near side wants done.
+#[derive(Debug, Clone)]
+pub struct NearJob {
+    /// The far host as the user named it, for messages and, if need be, for dialling.
+    pub host: String,
+    /// What goes where.
+    pub transfer: NearTransfer,
+    /// How files are to be moved.
+    pub options: TransferOptions,
+    /// This host's engine.
+    pub near_kind: EngineKind,
+    /// The far host's engine.
+    pub far_kind: EngineKind,
+    /// Data streams, 1 to [`escp_engine_api::MAX_STREAMS`].
+    pub streams: u16,
+    /// Blocks in flight per stream, 2 to 64.
+    pub depth: u16,
+    /// zstd level of the sender, if it is to compress.
+    pub compress: Option<i32>,
+    /// Total bits per second of the sender.
+    pub rate_limit: Option<u64>,
+    /// CPUs of this host's data threads; empty: all.
+    pub cpus: Vec<u16>,
+    /// Ports of an embedded far engine, first and last; `None`: as the far host is configured.
+    pub far_ports: Option<(u16, u16)>,
+    /// Family of addresses for data.
+    pub family: Family,
+    /// How much the far agent logs to stderr, 0 to 3.
+    pub verbose: u8,
+}
+
+/// What goes where, seen from the near side.
+#[derive(Debug, Clone)]
+pub enum NearTransfer {
+    /// From here to the far host.
+    Upload {
+        /// Files and directories of this host.
+        sources: Vec<Source>,
+        /// Path on the far host; empty: the home directory.
+        target: Vec<u8>,
+        /// The target must be an existing directory.
+        directory_required: bool,
+    },
+    /// From the far host to here.
+    Download {
+        /// Paths or patterns of the far host.
+        sources: Vec<Vec<u8>>,
+        /// Path on this host.
+        target: Vec<u8>,
+        /// The target must be an existing directory, however many files the patterns match.
+        directory_required: bool,
+    },
+}
+
+/// Why there was no session: the far side never became an escp of a version this one understands.
+#[derive(Debug)]
+pub enum GreetError {
+    /// The channel ended before a hello: ssh failed, or there is no escp. How ssh ended says more.
+    Closed,
+    /// Something else than escp spoke: the first line of a text, escaped.
+    ForeignText(String),
+    /// No common version.
+    Version(ProtocolError),
+    /// No hello within this time.
+    Silent(Duration),
+    /// Anything else: the protocol was broken.
+    Broken(ControlError),
+}
+
+/// A control channel after the hellos.
+#[derive(Debug)]
+pub struct Greeted<R, W> {
+    reader: ControlReader<R>,
+    writer: ControlWriter<W>,
+    session: SessionId,
+    master: MasterSecret,
+}
+
+/// Exchanges hellos. `deadline` includes whatever ssh asks the user.
+///
+/// # Errors
+/// [`GreetError`].
+pub async fn greet<R, W>(reader: R, writer: W, deadline: Duration) -> Result<Greeted<R, W>, GreetError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let (mut reader, mut writer) = (ControlReader::new(reader), ControlWriter::new(writer));
+    let random = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
+    let session = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
+    let hello = Hello { lowest: VERSION, highest: VERSION, features: 0, session, random };
+    // A broken pipe here says less than what can be read: a banner, or nothing.
+    let near_frame = match writer.hello(&hello).await {
+        Ok(frame) => frame,
+        Err(ControlError::Io(_)) => hello.encode_frame(),
+        Err(error) => return Err(GreetError::Broken(error)),
+    };
+    let (far, far_frame) = reader.hello(deadline).await.map_err(|error| match error {
+        ControlError::Closed | ControlError::Io(_) => GreetError::Closed,
+        ControlError::Silent(time) => GreetError::Silent(time),
+        ControlError::Protocol(ProtocolError::ForeignText { excerpt }) => GreetError::ForeignText(excerpt),
+        other => GreetError::Broken(other),
+    })?;
+    hello.agree(&far).map_err(GreetError::Version)?;
+    if far.session != session {
+        return Err(GreetError::Broken(ProtocolError::Malformed("hello: another session's id").into()));
+    }
+    let master = MasterSecret::from_hellos(&near_frame, &far_frame, &hello.random, &far.random);
+    Ok(Greeted { reader, writer, session: SessionId(session), master })
+}
+
+/// Carries the session from the hellos to its agreed end.
+///
+/// `engine` is called once, to connect to a daemon or to start an embedded engine. Whoever wants the session to
+/// stop (a signal) raises `hang_up` (see [`crate::control::raise`]).
+///
+/// # Errors
+/// A [`SessionError`] when the session did not come to its agreed end; the far side has been told.
+pub async fn run<R, W, E>(
+    greeted: Greeted<R, W>,
+    engine: E,
+    job: NearJob,
+    hang_up: watch::Sender<Option<HangUp>>,
+    observer: Arc<dyn Observer>,
+) -> Result<Tally, SessionError>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin,
+    E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
+{
+    let Greeted { mut reader, mut writer, session, master } = greeted;
+    let options = job.engine_options(session, &master);
+    drop(master);
+    let mut stop = hang_up.subscribe();
+    let opened = tokio::select! {
+        biased;
+        error = hung_up(&mut stop) => Err(error),
+        opened = async { tokio::try_join!(
+            far_listening(&mut reader, &mut writer, &job),
+            establish::open(engine, options, &*observer),
+        ) } => opened,
+    };
+    let (listening, opening) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            writer.send_failure(&error).await;
+            return Err(error);
+        }
+    };
+    note_listening(&job.host, &listening, &*observer);
+    let mut monitor = Monitor::start(reader, job.host.clone(), hang_up);
+    let moved = connect_and_move(opening, &listening, &job, stop, observer).await;
+    conclude(moved, &mut writer, &mut monitor).await
+}
+
+/// Says goodbye, or why not; and prefers what the far side says about a failure to how it looks from here.
+async fn conclude<W: AsyncWrite + Unpin>(
+    moved: Result<Tally, SessionError>,
+    writer: &mut ControlWriter<W>,
+    monitor: &mut Monitor,
+) -> Result<Tally, SessionError> {
+    match moved {
+        Ok(tally) => {
+            if let Err(error) = writer.send(&ControlMessage::Bye).await {
+                tracing::debug!("no goodbye: {error}");
+            }
+            match monitor.end_within(LEAVE_DEADLINE).await {
+                Some(ChannelEnd::Failed(error)) => Err(error),
+                _ => Ok(tally),
+            }
+        }
+        Err(error) => {
+            writer.send_failure(&error).await;
+            let by_signal = status::graver(error.status, status::INTEGRITY);
+            match monitor.end_within(LAST_WORDS).await {
+                Some(ChannelEnd::Failed(said)) if !by_signal => Err(said),
+                _ => Err(error),
+            }
+        }
+    }
+}
+
+impl NearJob {
+    fn direction(&self) -> Direction {
+        match self.transfer {
+            NearTransfer::Upload { .. } => Direction::Send,
+            NearTransfer::Download { .. } => Direction::Receive,
+        }
+    }
+
+    fn engine_options(&self, session: SessionId, master: &MasterSecret) -> JobOptions {
+        JobOptions {
+            session,
+            secret: Secret(*master.expose()),
+            side: Side::Near,
+            direction: self.direction(),
+            kind: self.near_kind,
+            listen: None,
+            streams: self.streams,
+            block_size: self.options.block_size,
+            depth: self.depth,
+            compress: self.compress,
+            checksum: self.options.checksum,
+            durable: self.options.durable,
+            rate_limit: self.rate_limit,
+            cpus: self.cpus.clone(),
+        }
+    }
+
+    fn control_job(&self) -> Job {
+        Job {
+            far_sends: self.direction() == Direction::Receive,
+            engine: self.far_kind.name().to_owned(),
+            streams: self.streams,
+            block_size: self.options.block_size,
+            depth: self.depth,
+            compress: self.compress,
+            checksum: self.options.checksum,
+            durable: self.options.durable,
+            rate_limit: self.rate_limit,
+            ports: self.far_ports,
+            verbose: self.verbose.min(3),
+        }
+    }
+
+    fn request(&self) -> Request {
+        let transfer = match &self.transfer {
+            NearTransfer::Upload { target, directory_required, .. } => {
+                Transfer::Upload { target: target.clone(), directory_required: *directory_required }
+            }
+            NearTransfer::Download { sources, .. } => Transfer::Download { sources: sources.clone() },
+        };
+        Request {
+            transfer,
+            recursive: self.options.recursive,
+            preserve: self.options.preserve,
+            inplace: self.options.inplace,
+            durable: self.options.durable,
+            direct: self.options.direct,
+            checksum: self.options.checksum,
+            dummy: self.options.dummy,
+        }
+    }
+}
+
+async fn far_listening<R, W>(
+    reader: &mut ControlReader<R>,
+    writer: &mut ControlWriter<W>,
+    job: &NearJob,
+) -> Result<Listening, SessionError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let lost = |error: ControlError| error.for_session(&job.host);
+    writer.send(&ControlMessage::Job(job.control_job())).await.map_err(lost)?;
+    match reader.message_within(LISTENING_DEADLINE).await.map_err(lost)? {
+        ControlMessage::Listening(listening) => Ok(listening),
+        ControlMessage::Failed(failure) => Err(peer_failure(&job.host, &failure)),
+        ControlMessage::Job(_) | ControlMessage::Bye => Err(SessionError {
+            status: status::INTEGRITY,
+            text: format!("{} broke the protocol on the control channel: a message out of turn", job.host),
+        }),
+    }
+}
+
+fn note_listening(host: &str, listening: &Listening, observer: &dyn Observer) {
+    let place = if listening.daemon { "in escpd" } else { "embedded" };
+    observer.note(&format!("{host}: {} engine {place}", listening.engine));
+    listening.notes.iter().for_each(|note| observer.note(&format!("{host}: {note}")));
+}
+
+/// From open engines to the agreed end of the transfer.
+async fn connect_and_move(
+    mut opening: Opening,
+    listening: &Listening,
+    job: &NearJob,
+    mut stop: watch::Receiver<Option<HangUp>>,
+    observer: Arc<dyn Observer>,
+) -> Result<Tally, SessionError> {
+    let accepted = tokio::select! {
+        biased;
+        error = hung_up(&mut stop) => Err(error),
+        accepted = async {
+            connect(&mut opening, listening, job, &*observer).await?;
+            request(&mut opening, job, &*observer).await
+        } => accepted,
+    };
+    let sources = match accepted {
+        Ok(sources) => sources,
+        Err(error) => return Err(opening.abort(error).await),
+    };
+    let mut link = Link { engine: opening.engine, hang_up: stop };
+    match &job.transfer {
+        NearTransfer::Upload { sources, .. } => {
+            send_files(&mut link, sources.clone(), job.options, observer, &job.host).await
+        }
+        NearTransfer::Download { target, directory_required, .. } => {
+            let target = if job.options.dummy {
+                Target::dummy()
+            } else {
+                match Target::resolve(target, *directory_required || sources > 1, sources) {
+                    Ok(target) => target,
+                    Err(error) => return Err(Opening { engine: link.engine }.abort(error).await),
+                }
+            };
+            receive_files(&mut link, target, job.options, observer, &job.host).await
+        }
+    }
+}
+
+/// Dials the lanes, hands them to the engine and waits until both engines know each other.
+async fn connect(
+    opening: &mut Opening,
+    listening: &Listening,
+    job: &NearJob,
+    observer: &dyn Observer,
+) -> Result<(), SessionError> {
+    let targets = Targets {
+        host: job.host.clone(),
+        addresses: addresses(&job.host, listening).await,
+        ports: listening.ports.clone(),
+        family: job.family,
+    };
+    let lanes = dial::dial(&targets, usize::from(job.streams) + 1).await?;
+    observer.note(&format!("{}: {} data connections to {}", job.host, lanes.sockets.len(), lanes.to));
+    let to = lanes.to;
+    for (stream, socket) in (0..).zip(lanes.sockets) {
+        opening.command(Command::AddLane(Lane { stream, socket })).await?;
+    }
+    timeout(CONNECTED_DEADLINE, opening.connected(observer)).await.map_err(|_| SessionError {
+        status: status::CONNECT,
+        text: format!(
+            "{to} accepts connections, but the engine of this session on {} did not answer there within {} s; \
+             does another host or service have that address or port?",
+            job.host,
+            CONNECTED_DEADLINE.as_secs()
+        ),
+    })?
+}
+
+/// What the far side offers, then what the host's name means here: the far side's own address may not be the
+/// one that leads to it.
+async fn addresses(host: &str, listening: &Listening) -> Vec<SocketAddr> {
+    let port = listening.ports.first().copied().unwrap_or_default();
+    let mut all: Vec<_> = listening.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    let patience = if all.is_empty() { dial::DEADLINE } else { RESOLVE_DEADLINE };
+    match timeout(patience, tokio::net::lookup_host((name, port))).await {
+        Ok(Ok(resolved)) => all.extend(resolved),
+        Ok(Err(error)) => tracing::debug!("{name} does not resolve here: {error}"),
+        Err(_) => tracing::debug!("{name} does not resolve in time"),
+    }
+    all
+}
+
+/// Sends the request; the number of top-level sources is the answer (0 for an upload).
+async fn request(opening: &mut Opening, job: &NearJob, observer: &dyn Observer) -> Result<u32, SessionError> {
+    let host = &job.host;
+    let request = AgentMessage::Request(job.request()).encode().map_err(|error| SessionError {
+        status: status::USAGE,
+        text: format!("what was asked for cannot be said to {host}: {error}"),
+    })?;
+    opening.command(Command::Message(request)).await?;
+    match opening.message(observer).await? {
+        AgentMessage::Accept(accept) => Ok(accept.sources),
+        AgentMessage::Refuse(refusal) => Err(SessionError {
+            status: status::from_peer(refusal.status),
+            text: format!("{host}: {}", refusal.text),
+        }),
+        _ => Err(SessionError {
+            status: status::INTEGRITY,
+            text: format!("{host} broke the protocol: neither accepted nor refused the request"),
+        }),
+    }
+}
