@@ -241,7 +241,8 @@ pub static KEYS: &[Key] = &[
         values: "1 to 65536",
         reader: Reader::Daemon,
         applies: Applies::Restart,
-        meaning: "The same for one peer address; at least streams + 1, or transfers with many streams stall.",
+        meaning: "The same for one peer address (IPv4) or /64 network (IPv6). Keep it well above streams + 1, \
+                  the connections that one transfer opens at once.",
         set: |c, v| assign(&mut c.limits.unproven_per_address, number(v, 1..=65536)),
         get: |c| c.limits.unproven_per_address.to_string(),
     },

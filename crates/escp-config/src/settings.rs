@@ -138,14 +138,15 @@ impl Default for Config {
             limits: Limits {
                 sessions: 64,
                 sessions_per_uid: 16,
-                unproven: 1024,
-                unproven_per_address: 320,
+                unproven: 4096,
+                unproven_per_address: 1024,
                 memory_per_session: 256 * 1024 * 1024,
                 rate_per_session: None,
             },
             log: Log { level: LogLevel::Info, format: LogFormat::Text, target: LogTarget::Stderr },
             grace_period: Duration::from_secs(30),
-            first_packet_timeout: Duration::from_secs(5),
+            // Under the 5 s that a stranger is promised to be gone in, as seen from outside.
+            first_packet_timeout: Duration::from_millis(4800),
         }
     }
 }
@@ -176,6 +177,18 @@ impl Config {
     pub fn cpus(&self) -> Result<Vec<u16>, ConfigError> {
         mask::expand(&self.cpumask, &self.nodemask, Path::new("/sys/devices/system"))
             .map_err(|(key, reason)| ConfigError::new(reason).key(key))
+    }
+
+    /// This configuration with the values of `new` for every key that a running daemon takes over at once.
+    #[must_use]
+    pub fn reloaded(&self, new: &Self) -> Self {
+        let mut merged = self.clone();
+        for key in KEYS.iter().filter(|key| key.applies == Applies::AtOnce) {
+            // A value that `new` holds was accepted when it was set, and reads back as it was written.
+            let taken = (key.set)(&mut merged, &key.value(new));
+            debug_assert!(taken.is_ok(), "{}: {taken:?}", key.name);
+        }
+        merged
     }
 
     /// What differs in `new`, in the order of [`KEYS`].
@@ -286,5 +299,9 @@ mod tests {
         assert_eq!(said, ["ports: 1232-1242 -> 2000", "log.level: info -> debug"]);
         assert_eq!(changes[0].applies, Applies::Restart);
         assert_eq!(changes[1].applies, Applies::AtOnce);
+
+        let reloaded = old.reloaded(&new);
+        assert_eq!((reloaded.log.level, reloaded.ports), (LogLevel::Debug, PortRange::DEFAULT));
+        assert_eq!(reloaded.changes(&new).len(), 1);
     }
 }
