@@ -3,8 +3,25 @@
 //! [`spawn`] starts an engine in this process and returns the agent's end of it. See
 //! `docs/ARCHITECTURE.md`, "the way of a byte", for how a block travels through this crate.
 
+mod check;
+mod control_stream;
+mod deadlines;
+mod disk;
+mod files;
+mod finish;
 pub mod gate;
+mod intake;
+mod lane;
+mod listen;
 pub mod meter;
+mod net;
+mod pipeline;
+mod plan;
+mod rate;
+mod ring_uring;
+mod session;
+mod shared;
+mod worker;
 
 use escp_engine_api::{EngineHandle, engine_pair};
 use escp_sys::counters::CounterPage;
@@ -66,7 +83,7 @@ pub struct AcceptedLane {
 /// Outside a tokio runtime.
 #[must_use]
 pub fn spawn(host: Host) -> EngineHandle {
-    let (handle, _port) = engine_pair();
-    let _ = host;
+    let (handle, port) = engine_pair();
+    tokio::spawn(session::run(host, port));
     handle
 }

@@ -1,0 +1,267 @@
+//! What happens by the clock, and what the peer's engine says about it: acknowledgements, keepalives, silence,
+//! and the end.
+
+use crate::meter::Counter;
+use crate::session::Session;
+use crate::shared::Shared;
+use escp_engine_api::{Counters, Direction, Event, Fault, Progress, Summary};
+use escp_proto::message::{EngineMessage, Message};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Stream 0 never goes longer without a word.
+const KEEPALIVE_MS: u64 = 5_000;
+/// The user is told after so much silence, and again every 5 s.
+const TELL_AFTER_MS: u64 = 10_000;
+const TELL_AGAIN_MS: u64 = 5_000;
+/// A data stream is given up after so much silence while stream 0 is alive.
+const STREAM_LIMIT: Duration = Duration::from_secs(30);
+/// A session is given up after so much silence.
+const SESSION_LIMIT_MS: u64 = 180_000;
+/// All lanes must be up within this time of the first, or of the job.
+const CONNECT_LIMIT_MS: u64 = 60_000;
+/// How long the peer's own reason for a lost lane is waited for.
+const REASON_GRACE: Duration = Duration::from_millis(500);
+/// How a peer's reason is introduced.
+pub(crate) const PEER_GAVE_UP: &str = "the other side gave up: ";
+
+/// What the control task remembers about time.
+pub(crate) struct Clock {
+    heard: u64,
+    said: u64,
+    told: u64,
+    connected: bool,
+    /// Records acknowledged per stream.
+    acknowledged: HashMap<u16, u64>,
+    last_progress: Progress,
+    /// Counters may be on a page that counted before.
+    base: Counters,
+}
+
+impl Clock {
+    pub(crate) fn new(shared: &Shared) -> Self {
+        Self {
+            heard: 0,
+            said: 0,
+            told: 0,
+            connected: false,
+            acknowledged: HashMap::new(),
+            last_progress: Progress::default(),
+            base: totals(shared),
+        }
+    }
+
+    pub(crate) fn heard(&mut self, shared: &Shared) {
+        self.heard = shared.now();
+    }
+
+    pub(crate) fn said(&mut self, shared: &Shared) {
+        self.said = shared.now();
+    }
+
+    pub(crate) fn connected(&mut self, shared: &Shared) {
+        self.connected = true;
+        self.heard(shared);
+        self.said(shared);
+    }
+
+    /// This session's totals so far.
+    pub(crate) fn counters(&self, shared: &Shared) -> Counters {
+        let now = totals(shared);
+        Counters {
+            bytes_network: now.bytes_network - self.base.bytes_network,
+            bytes_disk: now.bytes_disk - self.base.bytes_disk,
+            bytes_compressed: now.bytes_compressed - self.base.bytes_compressed,
+            direct_fallbacks: now.direct_fallbacks - self.base.direct_fallbacks,
+        }
+    }
+}
+
+fn totals(shared: &Shared) -> Counters {
+    let meter = &shared.meter;
+    let (network, disk, compressed) = match shared.options.direction {
+        Direction::Send => (Counter::BytesNetworkOut, Counter::BytesDiskRead, Counter::BytesCompressedOut),
+        Direction::Receive => {
+            (Counter::BytesNetworkIn, Counter::BytesDiskWritten, Counter::BytesCompressedIn)
+        }
+    };
+    Counters {
+        bytes_network: meter.get(network),
+        bytes_disk: meter.get(disk),
+        bytes_compressed: meter.get(compressed),
+        direct_fallbacks: meter.get(Counter::DirectFallbacks),
+    }
+}
+
+impl Session {
+    pub(crate) async fn tick(&mut self) {
+        let now = self.shared.now();
+        if let Some((_, error)) = self.loss.take_if(|(since, _)| since.elapsed() >= REASON_GRACE) {
+            self.shared.fail(error.fault, error.text);
+            return;
+        }
+        if !self.clock.connected {
+            if now > CONNECT_LIMIT_MS {
+                let (up, due) = (self.lanes_up, self.shared.options.streams);
+                let text =
+                    format!("only {up} of {due} data connections came within {} s", CONNECT_LIMIT_MS / 1000);
+                self.shared.fail(Fault::Connect, text);
+            }
+            return;
+        }
+        self.acknowledge();
+        if now - self.clock.said >= KEEPALIVE_MS {
+            self.say(EngineMessage::Keepalive);
+        }
+        self.progress().await;
+        self.listen_for_silence(now).await;
+    }
+
+    /// Sends an engine message if there is room; everything said here is said again later if there is none.
+    fn say(&mut self, message: EngineMessage) -> bool {
+        let Some(control) = &self.control else { return false };
+        let sent = control.outbound.try_send(Message::Engine(message)).is_ok();
+        if sent {
+            self.clock.said(&self.shared);
+        }
+        sent
+    }
+
+    fn acknowledge(&mut self) {
+        if self.shared.options.direction != Direction::Receive || self.end_sent {
+            return;
+        }
+        for lane in self.shared.lanes() {
+            let records = lane.records.load(Relaxed);
+            let known = self.clock.acknowledged.get(&lane.stream).copied().unwrap_or(0);
+            if records > known && self.say(EngineMessage::Ack { stream: lane.stream, records }) {
+                self.clock.acknowledged.insert(lane.stream, records);
+            }
+        }
+    }
+
+    async fn progress(&mut self) {
+        let meter = &self.shared.meter;
+        let files = match self.shared.options.direction {
+            Direction::Send => meter.get(Counter::FilesSent),
+            Direction::Receive => meter.get(Counter::FilesReceived),
+        };
+        let progress = Progress {
+            counters: self.clock.counters(&self.shared),
+            files: files + meter.get(Counter::FilesFailed),
+        };
+        if progress != self.clock.last_progress {
+            self.clock.last_progress = progress;
+            self.emit(Event::Progress(progress)).await;
+        }
+    }
+
+    async fn listen_for_silence(&mut self, now: u64) {
+        let silent = now.saturating_sub(self.clock.heard);
+        if silent >= SESSION_LIMIT_MS {
+            let text = format!("nothing was heard from the other side for {} s", SESSION_LIMIT_MS / 1000);
+            self.shared.fail(Fault::Lost, text);
+        } else if silent >= TELL_AFTER_MS && now - self.clock.told >= TELL_AGAIN_MS {
+            self.clock.told = now;
+            let seconds = u32::try_from(silent / 1000).unwrap_or(u32::MAX);
+            self.emit(Event::Silent { seconds, stage: self.shared.stage() }).await;
+        } else if silent < TELL_AFTER_MS && self.shared.options.direction == Direction::Receive {
+            self.give_up_dead_lanes();
+        }
+    }
+
+    /// A data stream that is silent while stream 0 talks: its path is dead, the peer is not.
+    fn give_up_dead_lanes(&self) {
+        for lane in self.shared.lanes() {
+            let waiting = self.shared.now().saturating_sub(lane.heard());
+            let suspicious = u128::from(waiting) >= STREAM_LIMIT.as_millis();
+            if suspicious && !lane.closed.load(Relaxed) && lane.silent_for() >= STREAM_LIMIT {
+                let (stream, seconds) = (lane.stream, STREAM_LIMIT.as_secs());
+                self.shared.fail(Fault::Lost, format!("nothing came on stream {stream} for {seconds} s"));
+            }
+        }
+    }
+
+    pub(crate) fn engine_message(&mut self, message: EngineMessage) {
+        let shared = &self.shared;
+        match message {
+            EngineMessage::Keepalive => {}
+            EngineMessage::Ack { stream, records } => self.acknowledged(stream, records),
+            EngineMessage::End { files, list_hash } if self.peer_end.is_none() => {
+                self.peer_end = Some(Summary { files, list_hash });
+            }
+            EngineMessage::End { .. } => {
+                shared.fail(Fault::Integrity, "the peer broke the protocol: it ended twice")
+            }
+            EngineMessage::Close { .. } => {
+                shared.fail(Fault::Integrity, "the peer broke the protocol: it closed stream 0");
+            }
+            EngineMessage::Abort { status, reason } => {
+                let fault = match status {
+                    5 => Fault::Integrity,
+                    4 => Fault::Lost,
+                    3 => Fault::Connect,
+                    _ => Fault::PeerAborted,
+                };
+                shared.fail(fault, format!("{PEER_GAVE_UP}{reason}"));
+            }
+        }
+    }
+
+    fn acknowledged(&self, stream: u16, records: u64) {
+        let lanes = self.shared.lanes();
+        let lane = lanes.iter().find(|lane| lane.stream == stream);
+        let plausible = self.shared.options.direction == Direction::Send
+            && lane.is_some_and(|lane| {
+                // The record may be counted here only after the peer has acknowledged it.
+                records <= lane.records.load(Relaxed) + 1 && records >= lane.acknowledged.load(Relaxed)
+            });
+        match lane {
+            Some(lane) if plausible => lane.acknowledged.store(records, Relaxed),
+            _ => self.shared.fail(
+                Fault::Integrity,
+                format!("the peer broke the protocol: it acknowledged {records} records of stream {stream}"),
+            ),
+        }
+    }
+
+    /// Says that this side is done, when it is; true when both sides said so and agree.
+    pub(crate) fn try_end(&mut self) -> bool {
+        let Some(summary) = self.summary else { return false };
+        if !self.end_sent {
+            let lanes = self.shared.lanes();
+            let streams = self.shared.options.streams;
+            let through =
+                |lane: &std::sync::Arc<crate::shared::LaneState>| match self.shared.options.direction {
+                    Direction::Send => lane.acknowledged.load(Relaxed) == lane.records.load(Relaxed),
+                    Direction::Receive => true,
+                };
+            if self.lanes_over < streams || !lanes.iter().all(through) {
+                return false;
+            }
+            self.acknowledge();
+            let Summary { files, list_hash } = summary;
+            self.end_sent = self.all_acknowledged() && self.say(EngineMessage::End { files, list_hash });
+        }
+        let Some(peer) = self.peer_end.filter(|_| self.end_sent) else { return false };
+        if peer != summary {
+            self.shared.fail(
+                Fault::Integrity,
+                format!(
+                    "the two sides disagree about what was moved: {} files here, {} there",
+                    summary.files, peer.files
+                ),
+            );
+            return false;
+        }
+        true
+    }
+
+    fn all_acknowledged(&self) -> bool {
+        self.shared.options.direction == Direction::Send
+            || self.shared.lanes().iter().all(|lane| {
+                self.clock.acknowledged.get(&lane.stream).copied().unwrap_or(0) == lane.records.load(Relaxed)
+            })
+    }
+}

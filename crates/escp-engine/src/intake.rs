@@ -1,0 +1,129 @@
+//! What an agent hands in, checked before anything believes it.
+
+use crate::files::{File, Known};
+use crate::meter::Counter;
+use crate::shared::Shared;
+use escp_engine_api::{
+    Direction, EngineKind, Extent, Failure, Fault, FileSpec, JobOptions, MAX_BATCH, MAX_BLOCK_SIZE,
+    MAX_STREAMS, MIN_BLOCK_SIZE, Stage,
+};
+use escp_sys::passed::{self, Access};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Largest file, in bytes: what a file offset can hold (`off_t`).
+const MAX_FILE_SIZE: u64 = i64::MAX as u64;
+
+/// Checks a job's numbers.
+pub(crate) fn check_options(options: &JobOptions) -> Result<(), Failure> {
+    let wrong = if options.streams == 0 || options.streams > MAX_STREAMS {
+        format!("{} streams: 1 to {MAX_STREAMS} are possible", options.streams)
+    } else if !(MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&options.block_size)
+        || !options.block_size.is_multiple_of(4096)
+    {
+        format!(
+            "a block size of {}: a multiple of 4096 from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE} is possible",
+            options.block_size
+        )
+    } else if !(2..=64).contains(&options.depth) {
+        format!("{} blocks in flight per stream: 2 to 64 are possible", options.depth)
+    } else {
+        return Ok(());
+    };
+    Err(Failure { fault: Fault::Local, text: wrong })
+}
+
+/// Takes files over. One that cannot be is reported; the rest go on.
+pub(crate) fn add_files(shared: &Arc<Shared>, files: Vec<(FileSpec, Option<OwnedFd>)>) {
+    if files.len() > MAX_BATCH {
+        shared.fail(Fault::Local, format!("{} files in one batch, {MAX_BATCH} are possible", files.len()));
+        return;
+    }
+    for (spec, descriptor) in files {
+        let refused = refusal(shared, &spec, descriptor.as_ref());
+        let file = Arc::new(File::new(spec, descriptor));
+        if !shared.files.add(&file) {
+            shared.fail(Fault::Local, format!("file number {} came twice", spec.number));
+            return;
+        }
+        if let Some(text) = refused {
+            shared.meter.add(Counter::ErrorsDisk, 1);
+            file.fail(Stage::Accept, 0, text);
+        } else if !direct_fits(shared, &spec) {
+            // Falls back before the first operation.
+            if let Err(error) = file.clear_direct() {
+                file.fail_os(Stage::Accept, &error);
+            }
+        }
+        if file.settle_now() {
+            shared.hand_on(file);
+        }
+    }
+}
+
+/// Why a file cannot be taken over.
+fn refusal(shared: &Shared, spec: &FileSpec, descriptor: Option<&OwnedFd>) -> Option<String> {
+    if spec.size > MAX_FILE_SIZE {
+        return Some(format!("{} bytes is more than a file can have", spec.size));
+    }
+    let access = match shared.options.direction {
+        Direction::Send => Access::Read,
+        Direction::Receive => Access::Write,
+    };
+    match (descriptor, shared.kind) {
+        (_, EngineKind::Dummy) => None,
+        (None, _) => Some("it came without a descriptor".into()),
+        (Some(descriptor), _) => match passed::check(descriptor, access) {
+            Ok(direct) if direct != (spec.direct_alignment != 0) => {
+                Some("its descriptor and its description disagree about O_DIRECT".into())
+            }
+            Ok(_) => None,
+            Err(refused) => Some(refused.to_string()),
+        },
+    }
+}
+
+/// Whether blocks and buffers of this session are aligned enough for a file's O_DIRECT.
+fn direct_fits(shared: &Shared, spec: &FileSpec) -> bool {
+    let alignment = spec.direct_alignment;
+    alignment == 0 || (alignment.is_power_of_two() && shared.options.block_size.is_multiple_of(alignment))
+}
+
+/// Puts extents on the plan.
+pub(crate) fn schedule(shared: &Shared, extents: &[Extent]) {
+    if shared.options.direction != Direction::Send {
+        shared.fail(Fault::Local, "a receiving engine has nothing to schedule");
+        return;
+    }
+    let mut planned = Vec::with_capacity(extents.len());
+    for extent in extents {
+        match shared.files.find(extent.file) {
+            Known::File(file) => {
+                let end = extent.offset.checked_add(extent.length);
+                if extent.length == 0 || end.is_none_or(|end| end > file.spec().size) {
+                    shared.fail(Fault::Local, format!("file {} has no such extent: {extent:?}", extent.file));
+                    return;
+                }
+                planned.push((file, *extent));
+            }
+            Known::Dropped => {}
+            Known::Unknown => {
+                shared.fail(Fault::Local, format!("file {} was scheduled but never added", extent.file));
+                return;
+            }
+        }
+    }
+    shared.plan.add(planned);
+}
+
+/// Gives files up.
+pub(crate) fn drop_files(shared: &Shared, numbers: &[u64]) {
+    for &number in numbers {
+        if let Known::File(file) = shared.files.find(number) {
+            file.fail(Stage::Dropped, 0, "given up".into());
+            if file.settle_now() {
+                shared.hand_on(file);
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The first packets of a lane: who is there, and the keys of the stream.
+
+use crate::shared::Shared;
+use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext};
+use escp_engine_api::{Side, Stage};
+use escp_proto::first_packet::{ANSWER_LEN, Answer, FIRST_PACKET_LEN, FirstPacket};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// An answer that takes longer is none: the other engine is there, or it is not. Longer than the gate's
+/// deadline, so that a slow path is the gate's to judge.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The kernel gives a connection up when data stays unacknowledged this long: the session's own limit.
+pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(180);
+
+/// A lane whose other end proved that it knows the session's secret.
+pub(crate) struct ProvenLane {
+    pub(crate) stream: u16,
+    pub(crate) socket: TcpStream,
+    pub(crate) sealer: Sealer,
+    pub(crate) opener: Opener,
+}
+
+/// Why a lane did not come up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error("{}", crate::files::describe(.0))]
+    Io(#[from] io::Error),
+    #[error("no answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("the other end does not know this session")]
+    Closed,
+    #[error("{0}")]
+    Protocol(#[from] escp_proto::ProtocolError),
+    #[error("{0}")]
+    Crypto(#[from] escp_crypto::CryptoError),
+}
+
+fn nonce() -> io::Result<[u8; 16]> {
+    let mut bytes = [0_u8; 16];
+    // At most 256 bytes are never cut short once the pool is initialised (getrandom(2)).
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if got == bytes.len() { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn socket(descriptor: OwnedFd) -> io::Result<TcpStream> {
+    let socket = std::net::TcpStream::from(descriptor);
+    let options = socket2::SockRef::from(&socket);
+    options.set_tcp_nodelay(true)?;
+    options.set_tcp_user_timeout(Some(SILENCE_LIMIT))?;
+    socket.set_nonblocking(true)?;
+    TcpStream::from_std(socket)
+}
+
+/// Introduces this session on a lane that the agent dialled.
+pub(crate) async fn introduce(
+    shared: &Shared,
+    master: &MasterSecret,
+    stream: u16,
+    descriptor: OwnedFd,
+) -> Result<ProvenLane, HandshakeError> {
+    let mut socket = socket(descriptor)?;
+    let session = shared.options.session.0;
+    let route = master.route_key(&session);
+    let nonce = nonce()?;
+    let proof = route.proof(&[&FirstPacket::proven(stream, &session, &nonce)]);
+    let packet = FirstPacket { stream, session, nonce, proof }.encode();
+    let mut answer = [0_u8; ANSWER_LEN];
+    tokio::time::timeout(ANSWER_TIMEOUT, async {
+        socket.write_all(&packet).await?;
+        socket.read_exact(&mut answer).await
+    })
+    .await
+    .map_err(|_| HandshakeError::Timeout)?
+    .map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => HandshakeError::Closed,
+        _ => HandshakeError::Io(error),
+    })?;
+    let answer = Answer::decode(&answer);
+    route.verify(&[&packet, &answer.nonce], &answer.proof)?;
+    let context = StreamContext { session, stream, nonce, answer_nonce: answer.nonce };
+    proven(shared, master, &context, socket)
+}
+
+/// Answers on a lane that the peer dialled. The gate proved the packet already; the keys depend on it, so it is
+/// proven again where they are made.
+pub(crate) async fn answer(
+    shared: &Shared,
+    master: &MasterSecret,
+    packet: [u8; FIRST_PACKET_LEN],
+    descriptor: OwnedFd,
+) -> Result<ProvenLane, HandshakeError> {
+    let mut socket = socket(descriptor)?;
+    let first = FirstPacket::decode(&packet)?;
+    let session = shared.options.session.0;
+    let route = master.route_key(&session);
+    route.verify(&[&FirstPacket::proven(first.stream, &session, &first.nonce)], &first.proof)?;
+    let answer_nonce = nonce()?;
+    let proof = route.proof(&[&packet, &answer_nonce]);
+    let answer = Answer { nonce: answer_nonce, proof }.encode();
+    tokio::time::timeout(ANSWER_TIMEOUT, socket.write_all(&answer))
+        .await
+        .map_err(|_| HandshakeError::Timeout)??;
+    let context = StreamContext { session, stream: first.stream, nonce: first.nonce, answer_nonce };
+    proven(shared, master, &context, socket)
+}
+
+fn proven(
+    shared: &Shared,
+    master: &MasterSecret,
+    context: &StreamContext,
+    socket: TcpStream,
+) -> Result<ProvenLane, HandshakeError> {
+    let (out, back) = match shared.options.side {
+        Side::Near => (Flow::NearToFar, Flow::FarToNear),
+        Side::Far => (Flow::FarToNear, Flow::NearToFar),
+    };
+    Ok(ProvenLane {
+        stream: context.stream,
+        socket,
+        sealer: Sealer::new(master.stream_secret(context, out))?,
+        opener: Opener::new(master.stream_secret(context, back))?,
+    })
+}
+
+/// Makes a proven data lane known to the session's control.
+pub(crate) fn admit(
+    shared: &Shared,
+    lane: ProvenLane,
+) -> io::Result<(std::net::TcpStream, std::sync::Arc<crate::shared::LaneState>, Sealer, Opener)> {
+    let socket = lane.socket.into_std()?;
+    let state = shared.add_lane(lane.stream, socket.try_clone()?);
+    state.enter(Stage::Idle, shared.now());
+    Ok((socket, state, lane.sealer, lane.opener))
+}

@@ -1,0 +1,111 @@
+//! The way of a block through a data thread. `send` and `receive` mirror each other:
+//!
+//! ```text
+//! send:     read    → check → (compress) → seal  → send
+//! receive:  receive → open  → (expand)   → check → write
+//! ```
+
+mod receive;
+mod send;
+mod write;
+
+pub(crate) use receive::receive_lane;
+pub(crate) use send::send_lane;
+
+use crate::disk::Disk;
+use crate::net::Socket;
+use crate::shared::{LaneState, Shared};
+use escp_buf::{BODY, Pool};
+use escp_crypto::CryptoError;
+use escp_engine_api::Fault;
+use escp_proto::ProtocolError;
+use escp_proto::block::HEADER_LEN;
+use escp_proto::record::IV_LEN;
+use std::io;
+use std::sync::Arc;
+
+/// Where a record's IV starts in a slot: its payload (block header, data) follows, with the data at [`BODY`].
+pub(crate) const RECORD: usize = BODY - HEADER_LEN - IV_LEN;
+/// Where a record's payload starts in a slot.
+pub(crate) const PAYLOAD: usize = RECORD + IV_LEN;
+/// Slots a stream may hold beside the blocks in flight to or from disk: the record on the network, a
+/// compressed or expanded copy, and one between stages. The pool of a thread has depth + this for each of its
+/// streams, so no stream ever waits for another's slots.
+pub(crate) const SLOTS_BESIDE_DEPTH: usize = 3;
+/// Records after which a thread registers the slots it used with its ring. Pinning 64 MiB costs 40 to 60 ms,
+/// which a transfer of a few blocks would never earn back.
+pub(crate) const REGISTER_AFTER: u64 = 64;
+
+/// A data lane on its thread.
+pub(crate) struct Lane {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: Arc<LaneState>,
+    pub(crate) socket: Socket,
+    pub(crate) disk: Disk,
+    pub(crate) pool: Pool,
+}
+
+/// Why a lane ended before its agreed end.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct LaneError {
+    pub(crate) fault: Fault,
+    pub(crate) text: String,
+}
+
+impl LaneError {
+    pub(crate) fn lost(text: impl Into<String>) -> Self {
+        Self { fault: Fault::Lost, text: text.into() }
+    }
+
+    pub(crate) fn integrity(text: impl Into<String>) -> Self {
+        Self { fault: Fault::Integrity, text: text.into() }
+    }
+
+    pub(crate) fn network(what: &str, error: &io::Error) -> Self {
+        Self::lost(format!("the connection was lost while {what}: {}", crate::files::describe(error)))
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::lost("the connection closed before the end")
+    }
+}
+
+impl From<ProtocolError> for LaneError {
+    fn from(error: ProtocolError) -> Self {
+        Self::integrity(format!("the peer broke the protocol: {error}"))
+    }
+}
+
+impl From<CryptoError> for LaneError {
+    fn from(error: CryptoError) -> Self {
+        match error {
+            CryptoError::Exhausted => Self { fault: Fault::Local, text: error.to_string() },
+            _ => Self::integrity(format!("data was altered on the network: {error}")),
+        }
+    }
+}
+
+impl Lane {
+    /// Registers the pool's slots once the lane has moved enough to earn it back. A refusal (the limit of
+    /// locked memory) only means that the kernel pins pages per operation.
+    fn register_when_worth_it(&self) {
+        let records = self.state.records.load(std::sync::atomic::Ordering::Relaxed);
+        if records == REGISTER_AFTER
+            && matches!(self.socket, Socket::Uring(_))
+            && let Err(error) = self.pool.register()
+        {
+            tracing::debug!(%error, "buffers stay unregistered");
+        }
+    }
+}
+
+/// The length O_DIRECT transfers for `length` bytes.
+fn padded(length: usize, alignment: usize) -> usize {
+    length.next_multiple_of(alignment.max(1))
+}
+
+/// EINVAL from an O_DIRECT transfer means that this file system wants other alignments, or none of it.
+fn refuses_direct(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}

@@ -1,0 +1,184 @@
+//! What the control task and the data threads of one session share.
+
+use crate::check::BlockShift;
+use crate::files::{File, FileTable};
+use crate::meter::{Counter, Meter};
+use crate::plan::Plan;
+use crate::rate::RateLimit;
+use escp_engine_api::{Direction, EngineKind, Failure, Fault, JobOptions, Stage};
+use escp_proto::block::HEADER_LEN;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+use tokio::sync::{Notify, mpsc};
+
+/// One session's shared state.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: JobOptions,
+    /// The kind in use, after any fallback.
+    pub(crate) kind: EngineKind,
+    pub(crate) meter: Meter,
+    pub(crate) files: FileTable,
+    pub(crate) plan: Plan,
+    pub(crate) block_shift: BlockShift,
+    pub(crate) rate: RateLimit,
+    /// Files that are through, or failed with nothing in flight.
+    pub(crate) over: mpsc::UnboundedSender<Arc<File>>,
+    /// Woken when the session fails.
+    pub(crate) failing: Notify,
+    started: Instant,
+    failed: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+    lanes: Mutex<Vec<Arc<LaneState>>>,
+}
+
+/// One data lane, as the control task sees it.
+#[derive(Debug)]
+pub(crate) struct LaneState {
+    pub(crate) stream: u16,
+    /// To end its operations from outside.
+    socket: std::net::TcpStream,
+    /// Records sent, or received and through.
+    pub(crate) records: AtomicU64,
+    /// Sender: records the peer says are through.
+    pub(crate) acknowledged: AtomicU64,
+    /// When something last came or went, in milliseconds of the session.
+    heard: AtomicU64,
+    /// It waits for the network (and not for a disk): only then does silence count.
+    stage: AtomicU8,
+    /// Closed by both sides' agreement.
+    pub(crate) closed: AtomicBool,
+    /// Most disk and network operations that were in flight at once.
+    pub(crate) peak_disk: AtomicU32,
+    pub(crate) peak_net: AtomicU32,
+}
+
+const STAGES: [Stage; 5] = [Stage::Idle, Stage::Read, Stage::Send, Stage::Receive, Stage::Write];
+
+impl Shared {
+    pub(crate) fn new(
+        options: JobOptions,
+        kind: EngineKind,
+        meter: Meter,
+        over: mpsc::UnboundedSender<Arc<File>>,
+    ) -> Self {
+        Self {
+            plan: Plan::new(options.block_size),
+            block_shift: BlockShift::new(options.block_size),
+            rate: RateLimit::new(options.rate_limit),
+            kind,
+            meter,
+            files: FileTable::default(),
+            over,
+            failing: Notify::new(),
+            started: Instant::now(),
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            lanes: Mutex::default(),
+            options,
+        }
+    }
+
+    /// Milliseconds since the session was opened.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Largest payload of a file record in this session.
+    pub(crate) fn max_file_payload(&self) -> usize {
+        HEADER_LEN + self.options.block_size as usize
+    }
+
+    /// Ends the session; the first reason stays.
+    pub(crate) fn fail(&self, fault: Fault, text: impl Into<String>) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.is_none() {
+            let counter = match fault {
+                Fault::Integrity => Some(Counter::ErrorsProtocol),
+                Fault::Lost | Fault::Connect => Some(Counter::ErrorsNetwork),
+                Fault::PeerAborted | Fault::Local => None,
+            };
+            counter.into_iter().for_each(|counter| self.meter.add(counter, 1));
+            *failure = Some(Failure { fault, text: text.into() });
+            self.failed.store(true, Relaxed);
+        }
+        drop(failure);
+        self.failing.notify_waiters();
+        self.failing.notify_one();
+        self.plan.changed.notify_waiters();
+        for lane in self.lanes() {
+            // Ends the lane's operations in the kernel; a lane that is gone already is fine.
+            let _ = lane.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed.load(Relaxed)
+    }
+
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn lanes(&self) -> Vec<Arc<LaneState>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn add_lane(&self, stream: u16, socket: std::net::TcpStream) -> Arc<LaneState> {
+        let lane = Arc::new(LaneState {
+            stream,
+            socket,
+            records: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            heard: AtomicU64::new(self.now()),
+            stage: AtomicU8::new(0),
+            closed: AtomicBool::new(false),
+            peak_disk: AtomicU32::new(0),
+            peak_net: AtomicU32::new(0),
+        });
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&lane));
+        lane
+    }
+
+    /// Hands a file on that is through or has failed.
+    pub(crate) fn hand_on(&self, file: Arc<File>) {
+        // The control task is gone only when the session is over: nobody wants the report then.
+        let _ = self.over.send(file);
+    }
+
+    /// Where a session that is silent waits, for the user.
+    pub(crate) fn stage(&self) -> Stage {
+        let lanes = self.lanes();
+        let at = |stage| lanes.iter().any(|lane| lane.stage() == stage);
+        [Stage::Write, Stage::Read, Stage::Send].into_iter().find(|&stage| at(stage)).unwrap_or(
+            match self.options.direction {
+                Direction::Send => Stage::Idle,
+                Direction::Receive => Stage::Receive,
+            },
+        )
+    }
+}
+
+impl LaneState {
+    pub(crate) fn enter(&self, stage: Stage, now: u64) {
+        let index = STAGES.iter().position(|&known| known == stage).unwrap_or(0);
+        self.stage.store(u8::try_from(index).unwrap_or(0), Relaxed);
+        self.heard.store(now, Relaxed);
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        STAGES.get(usize::from(self.stage.load(Relaxed))).copied().unwrap_or(Stage::Idle)
+    }
+
+    /// How long the kernel has not received a byte on this lane: a record of a slow path may take longer
+    /// than any deadline, as long as it comes.
+    pub(crate) fn silent_for(&self) -> std::time::Duration {
+        escp_sys::socket::since_last_data(&self.socket).unwrap_or_default()
+    }
+
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
+    }
+}
