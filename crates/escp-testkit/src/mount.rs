@@ -1,0 +1,130 @@
+//! File systems of a test's own, on loop devices or in memory.
+
+use crate::run::{Run, program};
+use crate::users::User;
+use crate::{Checked, scratch};
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A kind of file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// ext4 on a loop device.
+    Ext4,
+    /// xfs on a loop device, 300 MiB at least.
+    Xfs,
+    /// btrfs on a loop device, 109 MiB at least.
+    Btrfs,
+    /// tmpfs.
+    Tmpfs,
+}
+
+/// A mounted file system. Unmounted when dropped.
+#[derive(Debug)]
+pub struct Mount {
+    /// Where it is mounted; belongs to the owner given.
+    pub path: PathBuf,
+    image: Option<PathBuf>,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Tmpfs];
+
+    /// As mount(8) calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+            Self::Tmpfs => "tmpfs",
+        }
+    }
+
+    fn smallest_mib(self) -> u64 {
+        match self {
+            Self::Xfs => 300,
+            Self::Btrfs => 128,
+            Self::Ext4 | Self::Tmpfs => 1,
+        }
+    }
+}
+
+impl Mount {
+    /// Makes a file system of at least `mib` MiB and mounts it on `path`, a directory to be made. `options`
+    /// are mount's, and may be empty.
+    ///
+    /// # Errors
+    /// When it cannot be made or mounted.
+    pub fn new(kind: Kind, path: &Path, mib: u64, owner: &User, options: &str) -> Checked<Self> {
+        let mib = mib.max(kind.smallest_mib());
+        std::fs::create_dir(path)?;
+        let image = match kind {
+            Kind::Tmpfs => {
+                let options = format!("size={mib}m{}{options}", if options.is_empty() { "" } else { "," });
+                mount(&["-t", "tmpfs", "-o", &options, "tmpfs"], path)?;
+                None
+            }
+            _ => {
+                let image = path.with_extension("img");
+                File::create(&image)?.set_len(mib * 1024 * 1024)?;
+                let quiet: &[&str] = match kind {
+                    // Half the inodes in bytes of data each: a small image holds many small files.
+                    Kind::Ext4 => &["-q", "-F", "-i", "4096"],
+                    _ => &["-q"],
+                };
+                let tool = program(&format!("mkfs.{}", kind.name()))?;
+                Run::new(tool, None).args(quiet).arg(&image).succeed()?;
+                let options = format!("loop{}{options}", if options.is_empty() { "" } else { "," });
+                mount(&["-t", kind.name(), "-o", &options, &image.to_string_lossy()], path)?;
+                Some(image)
+            }
+        };
+        let mounted = Self { path: path.to_path_buf(), image };
+        std::fs::set_permissions(path, Permissions::from_mode(0o755))?;
+        let lost = path.join("lost+found");
+        if lost.is_dir() {
+            std::fs::remove_dir(lost)?;
+        }
+        scratch::give(path, owner)?;
+        Ok(mounted)
+    }
+
+    /// Mounts it again with other options, such as `ro`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remount(&self, options: &str) -> Checked {
+        Run::new(program("mount")?, None)
+            .args(["-o", &format!("remount,{options}")])
+            .arg(&self.path)
+            .succeed()
+            .map(drop)
+    }
+}
+
+fn mount(arguments: &[&str], path: &Path) -> Checked {
+    Run::new(program("mount")?, None).args(arguments).arg(path).succeed().map(drop)
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A process that still writes keeps it busy for a moment; after that it goes when the last user goes.
+        for last in [false, false, false, true] {
+            let mut command = std::process::Command::new("umount");
+            if last {
+                command.arg("--lazy");
+            }
+            let done = command.arg(&self.path).stderr(std::process::Stdio::null()).status();
+            if done.is_ok_and(|status| status.success()) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        if let Some(image) = &self.image {
+            let _ = std::fs::remove_file(image);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Network namespaces: hosts of a test's own, with no way out.
+
+use crate::{Checked, Trouble};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A network namespace with nothing but a loopback interface. It goes when the last process or socket in it
+/// and this value are gone.
+#[derive(Debug)]
+pub struct Network {
+    /// `None`: the namespace the test itself runs in.
+    handle: Option<File>,
+}
+
+impl Network {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it needs root.
+    pub fn new() -> Checked<Self> {
+        let ours = std::fs::metadata("/proc/self/ns/net")?.ino();
+        // Something must be in a namespace until a descriptor holds it.
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sleep", "60"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let path = format!("/proc/{}/ns/net", holder.id());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let handle = loop {
+            let file = File::open(&path)?;
+            if file.metadata()?.ino() != ours {
+                break file;
+            }
+            if Instant::now() > deadline || holder.try_wait()?.is_some() {
+                return Err(Trouble::new("unshare --net made no network namespace"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        holder.kill()?;
+        holder.wait()?;
+        let network = Self { handle: Some(handle) };
+        let up = network.inside(|| Command::new("ip").args(["link", "set", "lo", "up"]).status())??;
+        if !up.success() {
+            return Err(Trouble::new("cannot bring the loopback interface up"));
+        }
+        Ok(network)
+    }
+
+    /// The namespace the test itself runs in.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        Self { handle: None }
+    }
+
+    /// Runs `work` inside: sockets it makes and processes it starts belong to the namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Checked<T> {
+        let Some(handle) = &self.handle else { return Ok(work()) };
+        // A thread of its own: entering a namespace is a thread's affair, and this one has none to go back to.
+        std::thread::scope(|scope| {
+            let name = crate::test_name();
+            let thread = std::thread::Builder::new().name(name).spawn_scoped(scope, || {
+                move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(work())
+            })?;
+            match thread.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+}

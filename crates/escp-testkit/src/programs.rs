@@ -1,0 +1,103 @@
+//! The programs under test, built and put where every user can run them.
+
+use crate::{Checked, Trouble, lock};
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// What is built and installed: Cargo package and binary.
+const PROGRAMS: [(&str, &str); 2] = [("escp-cli", "escp"), ("escpd", "escpd")];
+/// Copies of earlier builds are removed after this.
+const OLD: Duration = Duration::from_secs(3600);
+
+/// The directory with `escp` and `escpd` as last built; every user may run them.
+///
+/// Under a test runner they are built once per run, else by each process.
+///
+/// # Errors
+/// When they cannot be built or copied.
+pub fn installed() -> Checked<PathBuf> {
+    let _one_at_a_time = lock::hold("programs")?;
+    let built = build_directory()?;
+    build(&built)?;
+    install(&built, &lock::shared_directory()?.join("programs"))
+}
+
+/// Copies the programs of a build directory below `store`, to a place named after what they are.
+fn install(built: &Path, store: &Path) -> Checked<PathBuf> {
+    let mut print = String::new();
+    for (_, program) in PROGRAMS {
+        let meta = std::fs::metadata(built.join(program))?;
+        print.push_str(&format!("{:x}-{:x}-{:x}.", meta.ino(), meta.size(), meta.mtime_nsec()));
+    }
+    let target = store.join(print.trim_end_matches('.'));
+    if target.is_dir() {
+        return Ok(target);
+    }
+    std::fs::create_dir_all(store)?;
+    std::fs::set_permissions(store, Permissions::from_mode(0o755))?;
+    remove_old(store);
+    let fresh = store.join(format!("new-{}", std::process::id()));
+    std::fs::create_dir(&fresh)?;
+    std::fs::set_permissions(&fresh, Permissions::from_mode(0o755))?;
+    for (_, program) in PROGRAMS {
+        std::fs::copy(built.join(program), fresh.join(program))?;
+        std::fs::set_permissions(fresh.join(program), Permissions::from_mode(0o755))?;
+    }
+    std::fs::rename(&fresh, &target)?;
+    Ok(target)
+}
+
+fn remove_old(store: &Path) {
+    for entry in std::fs::read_dir(store).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
+        if matches!(age, Ok(Ok(age)) if age > OLD) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// `target/<profile>`, from where the running test or task lies.
+fn build_directory() -> Checked<PathBuf> {
+    let own = std::env::current_exe()?;
+    let directory = own.parent().ok_or_else(|| Trouble::new("the test lies nowhere"))?;
+    let directory =
+        if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    Ok(directory.to_path_buf())
+}
+
+fn build(built: &Path) -> Checked {
+    let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| format!("process {}", std::process::id()));
+    let stamp = lock::shared_directory()?.join("built-for");
+    let present = PROGRAMS.iter().all(|(_, program)| built.join(program).is_file());
+    if present && std::fs::read_to_string(&stamp).is_ok_and(|last| last == run) {
+        return Ok(());
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--locked"]);
+    if built.ends_with("release") {
+        command.arg("--release");
+    }
+    for (package, program) in PROGRAMS {
+        command.args(["--package", package, "--bin", program]);
+    }
+    // Variables that Cargo sets for a test would make the build see another configuration.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_") && text != "CARGO_HOME" && text != "CARGO_TARGET_DIR" {
+            command.env_remove(&name);
+        }
+    }
+    let result = command.output()?;
+    if !result.status.success() {
+        return Err(Trouble::new(format!(
+            "building the programs failed: {}",
+            String::from_utf8_lossy(&result.stderr)
+        )));
+    }
+    std::fs::write(stamp, run)?;
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! A real sshd of a test's own, with throwaway keys.
+
+use crate::network::Network;
+use crate::run::{self, Run, Running};
+use crate::users::User;
+use crate::{Checked, Trouble, scratch};
+use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What a test may ask of its sshd.
+#[derive(Debug, Clone, Default)]
+pub struct SshdOptions {
+    /// Variables of every session on the far side.
+    pub environment: Vec<(String, String)>,
+    /// Lines added to sshd_config, before any other.
+    pub lines: Vec<String>,
+}
+
+/// A running sshd on 127.0.0.1 and ::1. Stopped when dropped.
+#[derive(Debug)]
+pub struct Sshd {
+    /// Its port.
+    pub port: u16,
+    /// A configuration for the client's `-F`: host `far` (and `far6` by IPv6), keys, known host.
+    pub client_config: PathBuf,
+    /// The client's private key.
+    pub key: PathBuf,
+    running: Running,
+}
+
+impl Sshd {
+    /// Starts one whose files lie in `directory` (which must exist). `near` may log in as `far`.
+    ///
+    /// # Errors
+    /// When sshd is missing or does not come up.
+    pub fn start(
+        directory: &Path,
+        network: &Network,
+        near: &User,
+        far: &User,
+        options: &SshdOptions,
+    ) -> Checked<Self> {
+        let host_key = make_key(directory, "host_key")?;
+        let key = make_key(directory, "user_key")?;
+        std::fs::copy(key.with_extension("pub"), directory.join("authorized_keys"))?;
+        scratch::give(&key, near)?;
+        if crate::users::is_root() {
+            // sshd's unprivileged child lives there; the system's service would have made it.
+            std::fs::create_dir_all("/run/sshd")?;
+        }
+        // A free port can be taken by another test before sshd has it.
+        let mut last = Trouble::new("never tried");
+        for _ in 0..5 {
+            let port = network.inside(free_port)??;
+            let config = server_config(directory, &host_key, port, far, options)?;
+            match launch(&config, network, port) {
+                Ok(running) => {
+                    let client_config = client_config(directory, &host_key, &key, port, near, far)?;
+                    return Ok(Self { port, client_config, key, running });
+                }
+                Err(trouble) => last = trouble,
+            }
+        }
+        Err(last)
+    }
+
+    /// What sshd has logged.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log(&mut self) -> Checked<String> {
+        self.running.stderr()
+    }
+}
+
+/// A TCP port of 127.0.0.1 that nobody listens on.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Checked<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+fn launch(config: &Path, network: &Network, port: u16) -> Checked<Running> {
+    let sshd = run::program("sshd")?;
+    let mut running = Run::new(sshd, None).network(network).args(["-D", "-e", "-f"]).arg(config).start()?;
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    for _ in 0..200 {
+        if !running.is_running()? {
+            break;
+        }
+        if network.inside(|| greets(address))? {
+            return Ok(running);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(Trouble::new(format!("sshd did not come up: {}", running.stderr()?)))
+}
+
+fn greets(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
+    let mut first = [0; 4];
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    let read = stream.read_exact(&mut first).is_ok();
+    // An answer of ours keeps "connection closed" out of the log.
+    let _ = stream.write_all(b"SSH-2.0-probe\r\n");
+    read && &first == b"SSH-"
+}
+
+fn make_key(directory: &Path, name: &str) -> Checked<PathBuf> {
+    let path = directory.join(name);
+    let keygen = run::program("ssh-keygen")?;
+    Run::new(keygen, None).args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path).succeed()?;
+    Ok(path)
+}
+
+fn server_config(
+    directory: &Path,
+    host_key: &Path,
+    port: u16,
+    far: &User,
+    options: &SshdOptions,
+) -> Checked<PathBuf> {
+    let mut text = options.lines.join("\n");
+    text.push_str(&format!(
+        "
+Port {port}
+ListenAddress 127.0.0.1
+ListenAddress ::1
+HostKey {}
+AuthorizedKeysFile {}
+AllowUsers {}
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UseDNS no
+PrintMotd no
+PrintLastLog no
+MaxStartups 200
+MaxSessions 100
+Subsystem sftp internal-sftp
+",
+        host_key.display(),
+        directory.join("authorized_keys").display(),
+        far.name,
+    ));
+    let environment: Vec<String> =
+        options.environment.iter().map(|(name, value)| format!("\"{name}={value}\"")).collect();
+    if !environment.is_empty() {
+        text.push_str(&format!("SetEnv {}\n", environment.join(" ")));
+    }
+    let path = directory.join("sshd_config");
+    std::fs::write(&path, text)?;
+    Ok(path)
+}
+
+fn client_config(
+    directory: &Path,
+    host_key: &Path,
+    key: &Path,
+    port: u16,
+    near: &User,
+    far: &User,
+) -> Checked<PathBuf> {
+    let known = directory.join("known_hosts");
+    std::fs::write(
+        &known,
+        format!("escp-test {}", std::fs::read_to_string(host_key.with_extension("pub"))?),
+    )?;
+    let text = format!(
+        "Host far
+    HostName 127.0.0.1
+Host far6
+    HostName ::1
+Host *
+    Port {port}
+    User {}
+    HostKeyAlias escp-test
+    UserKnownHostsFile {}
+    GlobalKnownHostsFile /dev/null
+    StrictHostKeyChecking yes
+    IdentityFile {}
+    IdentitiesOnly yes
+    BatchMode yes
+    LogLevel ERROR
+",
+        far.name,
+        known.display(),
+        key.display(),
+    );
+    let path = directory.join("ssh_config");
+    std::fs::write(&path, text)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+    // ssh refuses a configuration that others own.
+    scratch::give(&path, near)?;
+    Ok(path)
+}

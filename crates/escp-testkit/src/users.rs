@@ -1,0 +1,101 @@
+//! Real unprivileged users, made once per machine and kept.
+
+use crate::{Checked, Trouble, lock};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A user of the system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Login name.
+    pub name: String,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Home directory.
+    pub home: PathBuf,
+}
+
+/// Who takes part in a transfer.
+#[derive(Debug, Clone)]
+pub struct Users {
+    /// Runs the CLI.
+    pub near: User,
+    /// Logs in on the far side.
+    pub far: User,
+    /// Runs the daemons; may reach nobody's files.
+    pub daemon: User,
+    /// Has nothing to do with the transfer.
+    pub stranger: User,
+}
+
+const NEAR: &str = "escp-alice";
+const FAR: &str = "escp-bob";
+const DAEMON: &str = "escp-daemon";
+const STRANGER: &str = "escp-mallory";
+
+/// Whether this process runs as root.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The users, made if they are not there yet.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn users() -> Checked<Users> {
+    let _one_at_a_time = lock::hold("users")?;
+    Ok(Users { near: user(NEAR)?, far: user(FAR)?, daemon: user(DAEMON)?, stranger: user(STRANGER)? })
+}
+
+/// Removes the users that [`users`] made, with their homes.
+///
+/// # Errors
+/// When userdel cannot be run. A user that is not there is none.
+pub fn remove_users() -> Checked {
+    let _one_at_a_time = lock::hold("users")?;
+    for name in [NEAR, FAR, DAEMON, STRANGER] {
+        if find(name)?.is_some() {
+            Command::new("userdel").args(["--remove", name]).output()?;
+        }
+    }
+    Ok(())
+}
+
+fn user(name: &str) -> Checked<User> {
+    if let Some(user) = find(name)? {
+        return Ok(user);
+    }
+    // '*' as the password: no password fits, and unlike useradd's '!' the account is not locked, which sshd
+    // without PAM would refuse.
+    let made = Command::new("useradd")
+        .args(["--create-home", "--shell", "/bin/sh", "--password", "*", "--user-group", name])
+        .output()?;
+    if !made.status.success() {
+        return Err(Trouble::new(format!("useradd {name}: {}", String::from_utf8_lossy(&made.stderr))));
+    }
+    find(name)?.ok_or_else(|| Trouble::new(format!("useradd made no {name}")))
+}
+
+/// Looks a user up by name.
+///
+/// # Errors
+/// When the user database cannot be read.
+pub fn find(name: &str) -> Checked<Option<User>> {
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    Ok(passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next()? != name {
+            return None;
+        }
+        let mut fields = fields.skip(1);
+        Some(User {
+            name: name.to_owned(),
+            uid: fields.next()?.parse().ok()?,
+            gid: fields.next()?.parse().ok()?,
+            home: fields.nth(1)?.into(),
+        })
+    }))
+}
