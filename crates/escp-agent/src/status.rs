@@ -14,6 +14,8 @@ pub const CONNECT: u8 = 3;
 pub const LOST: u8 = 4;
 /// Data was altered, or the protocol broken.
 pub const INTEGRITY: u8 = 5;
+/// Ended by SIGHUP.
+pub const HUNG_UP: u8 = 129;
 /// Ended by SIGINT.
 pub const INTERRUPTED: u8 = 130;
 /// Ended by SIGTERM.
@@ -55,7 +57,7 @@ mod tests {
 
     #[test]
     fn the_gravest_wins() {
-        let order = [GOOD, SOME_FAILED, USAGE, CONNECT, LOST, INTEGRITY, INTERRUPTED, TERMINATED];
+        let order = [GOOD, SOME_FAILED, USAGE, CONNECT, LOST, INTEGRITY, HUNG_UP, INTERRUPTED, TERMINATED];
         for (at, &lighter) in order.iter().enumerate() {
             for &heavier in &order[at..] {
                 assert_eq!(gravest(lighter, heavier), heavier);

@@ -1,0 +1,188 @@
+//! Remarks to stderr, and a structured log to a file or syslog.
+
+use crate::screen::Screen;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{dynamic_filter_fn, filter_fn};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+type BoxedLayer<S> = Box<dyn Layer<S> + Send + Sync>;
+
+/// How much goes to stderr, as the number of `-v`; may change while the program runs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Verbosity(Arc<AtomicU8>);
+
+impl Verbosity {
+    /// Warnings at 0, then remarks, decisions, everything.
+    pub(crate) fn set(&self, verbose: u8) {
+        self.0.store(verbose.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Errors only.
+    pub(crate) fn quiet(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn level(&self) -> LevelFilter {
+        match self.0.load(Ordering::Relaxed) {
+            0 => LevelFilter::ERROR,
+            1 => LevelFilter::WARN,
+            2 => LevelFilter::INFO,
+            3 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// Other crates' logs may hold anything; only escp's own are known to hold no secret.
+fn ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("escp")
+}
+
+/// Starts logging: remarks to stderr behind `prefix`, and what is worth keeping to `logfile`.
+///
+/// # Errors
+/// One sentence, when the log cannot be opened.
+pub(crate) fn start(
+    prefix: &'static str,
+    verbosity: &Verbosity,
+    logfile: Option<&OsStr>,
+    screen: Option<Arc<Screen>>,
+) -> Result<(), String> {
+    let level = verbosity.clone();
+    let remarks = tracing_subscriber::fmt::layer()
+        .event_format(Plain { prefix })
+        .with_writer(Stderr { screen })
+        .with_filter(dynamic_filter_fn(move |metadata, _| {
+            ours(metadata) && *metadata.level() <= level.level()
+        }));
+    let log = logfile.map(file_or_syslog).transpose()?;
+    let kept = verbosity.level().max(LevelFilter::INFO);
+    let log = log.map(|layer| {
+        layer.with_filter(filter_fn(move |metadata| ours(metadata) && *metadata.level() <= kept))
+    });
+    tracing_subscriber::registry().with(log).with(remarks).try_init().map_err(|error| error.to_string())
+}
+
+fn file_or_syslog<S>(name: &OsStr) -> Result<BoxedLayer<S>, String>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    if let Some(facility) = name.to_str().and_then(facility) {
+        let options = syslog_tracing::Options::LOG_PID;
+        let syslog = syslog_tracing::Syslog::new(c"escp", options, facility)
+            .ok_or("--logfile: syslog is open already")?;
+        let layer = tracing_subscriber::fmt::layer().without_time().with_ansi(false).with_level(false);
+        return Ok(layer.with_writer(syslog).boxed());
+    }
+    let file = OpenOptions::new().append(true).create(true).open(name).map_err(|error| {
+        format!("--logfile {}: {error}", escp_agent::escape::escaped(name.as_encoded_bytes()))
+    })?;
+    Ok(tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Arc::new(file)).boxed())
+}
+
+fn facility(name: &str) -> Option<syslog_tracing::Facility> {
+    use syslog_tracing::Facility;
+    Some(match name {
+        "LOCAL0" => Facility::Local0,
+        "LOCAL1" => Facility::Local1,
+        "LOCAL2" => Facility::Local2,
+        "LOCAL3" => Facility::Local3,
+        "LOCAL4" => Facility::Local4,
+        "LOCAL5" => Facility::Local5,
+        "LOCAL6" => Facility::Local6,
+        "LOCAL7" => Facility::Local7,
+        _ => return None,
+    })
+}
+
+/// A remark on one line, as people read it.
+struct Plain {
+    prefix: &'static str,
+}
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        context.field_format().format_fields(Writer::new(&mut line), event)?;
+        writeln!(writer, "{}: {}", self.prefix, escp_agent::escape::escaped(line.as_bytes()))
+    }
+}
+
+/// Stderr, without tearing the progress bar.
+struct Stderr {
+    screen: Option<Arc<Screen>>,
+}
+
+struct Line<'a> {
+    screen: Option<&'a Screen>,
+}
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { screen: self.screen.as_deref() }
+    }
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.screen {
+            Some(screen) => screen.beside_bar(|| io::stderr().write(bytes)),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_eight_local_facilities_are_syslog() {
+        for number in 0..8 {
+            assert!(facility(&format!("LOCAL{number}")).is_some());
+        }
+        for file in ["LOCAL8", "local0", "LOCAL", "/var/log/escp"] {
+            assert!(facility(file).is_none(), "{file}");
+        }
+    }
+
+    #[test]
+    fn verbosity_rises_with_every_v() {
+        let verbosity = Verbosity::default();
+        verbosity.quiet();
+        let mut levels = vec![verbosity.level()];
+        for verbose in [0, 1, 2, 3, 255] {
+            verbosity.set(verbose);
+            levels.push(verbosity.level());
+        }
+        assert!(levels.is_sorted(), "{levels:?}");
+        assert_eq!((levels[0], levels[5]), (LevelFilter::ERROR, LevelFilter::TRACE));
+    }
+}

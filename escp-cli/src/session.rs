@@ -1,0 +1,107 @@
+//! One session from the first word to the exit status, on the near side.
+
+use crate::engines;
+use crate::figures::Figures;
+use crate::plan::Plan;
+use crate::report::{self, Report};
+use crate::screen::Screen;
+use crate::signals::Stop;
+use crate::ssh;
+use escp_agent::link::SessionError;
+use escp_agent::near::{self, GreetError, Greeted};
+use escp_agent::status;
+use escp_agent::tally::Tally;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::process::{Child, ChildStdin, ChildStdout};
+
+/// Time for ssh to end once its control channel is closed.
+const SSH_PATIENCE: Duration = Duration::from_secs(5);
+/// The same when the user wants to be gone.
+const HASTY_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Carries the session out and composes what is to be said at its end.
+pub(crate) async fn run(
+    plan: Plan,
+    socket: Option<PathBuf>,
+    screen: &Arc<Screen>,
+    stop: &Stop,
+    figures: Figures,
+    quiet: bool,
+) -> Report {
+    let host = plan.job.host.clone();
+    screen.start_drawing();
+    let ended = match plan.ssh.start() {
+        Err(text) => Err(SessionError { status: status::CONNECT, text }),
+        Ok(mut child) => {
+            let ended = stop.guard(through(&plan, &mut child, socket, screen, stop)).await;
+            let hasty = ended.as_ref().is_err_and(|error| status::graver(error.status, status::INTEGRITY));
+            let ssh_ended = ssh::end(&mut child, if hasty { HASTY_PATIENCE } else { SSH_PATIENCE }).await;
+            tracing::debug!("ssh ended: {ssh_ended:?}");
+            ended
+        }
+    };
+    screen.end();
+    let (time, so_far) = screen.so_far();
+    log_end(&host, &ended);
+    report::compose(&ended, &so_far, time, figures, quiet)
+}
+
+/// Logs in, then runs the session.
+async fn through(
+    plan: &Plan,
+    child: &mut Child,
+    socket: Option<PathBuf>,
+    screen: &Arc<Screen>,
+    stop: &Stop,
+) -> Result<Tally, SessionError> {
+    let greeted = log_in(plan, child, stop).await?;
+    tracing::info!("{}: logged in, escp answers", plan.job.host);
+    let engine = async || engines::open(socket).await;
+    near::run(greeted, engine, plan.job.clone(), stop.hang_up.clone(), Arc::<Screen>::clone(screen)).await
+}
+
+async fn log_in(
+    plan: &Plan,
+    child: &mut Child,
+    stop: &Stop,
+) -> Result<Greeted<ChildStdout, ChildStdin>, SessionError> {
+    let host = &plan.job.host;
+    let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(SessionError { status: status::CONNECT, text: "ssh was started without pipes".into() });
+    };
+    let greeted = tokio::select! {
+        error = stop.signalled() => return Err(error),
+        greeted = near::greet(stdout, stdin, plan.login_deadline) => greeted,
+    };
+    let error = match greeted {
+        Ok(greeted) => return Ok(greeted),
+        Err(error) => error,
+    };
+    // How ssh ended says why nothing came.
+    let ended = match &error {
+        GreetError::Closed => {
+            tokio::time::timeout(SSH_PATIENCE, child.wait()).await.ok().and_then(Result::ok)
+        }
+        _ => None,
+    };
+    let status = match &error {
+        GreetError::Broken(_) => status::INTEGRITY,
+        _ => status::CONNECT,
+    };
+    Err(SessionError { status, text: plan.ssh.explain(host, &error, ended) })
+}
+
+fn log_end(host: &str, ended: &Result<Tally, SessionError>) {
+    match ended {
+        Ok(tally) => tracing::info!(
+            files = tally.files,
+            bytes = tally.bytes,
+            directories = tally.directories,
+            failed = tally.failed,
+            "{host}: session ended"
+        ),
+        Err(error) => tracing::info!(status = error.status, "{host}: session failed: {}", error.text),
+    }
+}
