@@ -5,8 +5,9 @@
 use crate::lane::ProvenLane;
 use crate::pipeline::LaneError;
 use escp_crypto::{Opener, Sealer};
-use escp_proto::message::Message;
+use escp_proto::message::{EngineMessage, Message};
 use escp_proto::record::{IV_LEN, Iv, Kind, TAG_LEN};
+use escp_proto::stream::{self, PeerRole, Received};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -34,11 +35,11 @@ pub(crate) struct ControlStream {
 }
 
 impl ControlStream {
-    pub(crate) fn start(lane: ProvenLane) -> Self {
+    pub(crate) fn start(lane: ProvenLane, peer: PeerRole) -> Self {
         let (read_half, write_half) = lane.socket.into_split();
         let (inbound_tx, inbound) = mpsc::channel(INBOUND_QUEUE);
         let (outbound, outbound_rx) = mpsc::channel(OUTBOUND_QUEUE);
-        tokio::spawn(read(read_half, lane.opener, inbound_tx));
+        tokio::spawn(read(read_half, lane.opener, stream::Inbound::new(0, peer), inbound_tx));
         let writer = tokio::spawn(async move {
             if let Err(error) = write(write_half, lane.sealer, outbound_rx).await {
                 // The reader meets the same loss and reports it, with the last words of the peer before it.
@@ -49,9 +50,14 @@ impl ControlStream {
     }
 }
 
-async fn read(mut socket: OwnedReadHalf, mut opener: Opener, inbound: mpsc::Sender<Inbound>) {
+async fn read(
+    mut socket: OwnedReadHalf,
+    mut opener: Opener,
+    mut table: stream::Inbound,
+    inbound: mpsc::Sender<Inbound>,
+) {
     loop {
-        let (item, last) = match next(&mut socket, &mut opener).await {
+        let (item, last) = match next(&mut socket, &mut opener, &mut table).await {
             Ok(message) => (Inbound::Message(message), false),
             Err(error) => (Inbound::Over(error), true),
         };
@@ -61,9 +67,19 @@ async fn read(mut socket: OwnedReadHalf, mut opener: Opener, inbound: mpsc::Send
     }
 }
 
-async fn next(socket: &mut OwnedReadHalf, opener: &mut Opener) -> Result<Message, LaneError> {
+async fn next(
+    socket: &mut OwnedReadHalf,
+    opener: &mut Opener,
+    table: &mut stream::Inbound,
+) -> Result<Message, LaneError> {
     let mut iv_bytes = [0_u8; IV_LEN];
-    socket.read_exact(&mut iv_bytes).await.map_err(lost)?;
+    if let Err(error) = socket.read_exact(&mut iv_bytes).await {
+        // Between two records the table knows whether this is an end; inside one it never is.
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            table.on(Received::Eof)?;
+        }
+        return Err(lost(error));
+    }
     let word = u64::from_be_bytes(iv_bytes);
     let iv = Iv::decode(word, 0)?;
     if iv.kind != Kind::Metadata {
@@ -72,7 +88,9 @@ async fn next(socket: &mut OwnedReadHalf, opener: &mut Opener) -> Result<Message
     let mut sealed = vec![0_u8; iv.length as usize + TAG_LEN];
     socket.read_exact(&mut sealed).await.map_err(lost)?;
     let payload = opener.open(iv.sequence, word, &mut sealed)?;
-    Ok(Message::decode(payload)?)
+    let message = Message::decode(payload)?;
+    table.on(Received::Message(&message))?;
+    Ok(message)
 }
 
 fn lost(error: io::Error) -> LaneError {
@@ -88,7 +106,17 @@ async fn write(
     mut outbound: mpsc::Receiver<Message>,
 ) -> Result<(), LaneError> {
     let mut record = Vec::new();
-    while let Some(message) = outbound.recv().await {
+    let mut ended = false;
+    loop {
+        let message = match outbound.recv().await {
+            Some(message) => message,
+            // The session's end was said: the stream's follows.
+            None if std::mem::take(&mut ended) => {
+                Message::Engine(EngineMessage::Close { records: sealer.count() })
+            }
+            None => break,
+        };
+        ended |= matches!(message, Message::Engine(EngineMessage::End { .. }));
         let payload = message.encode()?;
         let sequence = sealer.next_sequence()?;
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);

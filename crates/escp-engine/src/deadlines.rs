@@ -188,15 +188,9 @@ impl Session {
         match message {
             EngineMessage::Keepalive => {}
             EngineMessage::Ack { stream, records } => self.acknowledged(stream, records),
-            EngineMessage::End { files, list_hash } if self.peer_end.is_none() => {
-                self.peer_end = Some(Summary { files, list_hash });
-            }
-            EngineMessage::End { .. } => {
-                shared.fail(Fault::Integrity, "the peer broke the protocol: it ended twice")
-            }
-            EngineMessage::Close { .. } => {
-                shared.fail(Fault::Integrity, "the peer broke the protocol: it closed stream 0");
-            }
+            EngineMessage::End { files, list_hash } => self.peer_end = Some(Summary { files, list_hash }),
+            // The peer saw the agreed end a moment before this side.
+            EngineMessage::Close { .. } => {}
             EngineMessage::Abort { status, reason } => {
                 let fault = match status {
                     5 => Fault::Integrity,

@@ -16,6 +16,7 @@ use escp_engine_api::{
     Summary,
 };
 use escp_proto::message::{EngineMessage, Message};
+use escp_proto::stream::PeerRole;
 use escp_sys::counters::CounterPage;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -244,7 +245,11 @@ impl Session {
             }
         };
         if stream == 0 {
-            self.control = Some(ControlStream::start(lane));
+            let peer = match self.shared.options.direction {
+                Direction::Send => PeerRole::Receiver,
+                Direction::Receive => PeerRole::Sender,
+            };
+            self.control = Some(ControlStream::start(lane, peer));
         } else if let Err(error) = self.admit(lane) {
             let text = format!("stream {stream} did not come up: {}", crate::files::describe(&error));
             self.shared.fail(Fault::Local, text);

@@ -1,5 +1,7 @@
 //! Two engines over loopback, with real files: what goes in comes out, and what must not pass does not.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
 use escp_engine::{Host, LaneSource, spawn};
 use escp_engine_api::{
     Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileReport, FileSpec,
@@ -74,7 +76,7 @@ fn bytes(length: usize, seed: u64) -> Vec<u8> {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            (state >> 32) as u8
+            state.to_be_bytes()[0]
         })
         .collect()
 }
@@ -94,9 +96,9 @@ async fn reports(engine: &mut EngineHandle, count: usize) -> HashMap<u64, FileRe
 
 async fn last(engine: &mut EngineHandle) -> Event {
     loop {
-        match next(engine).await {
-            event @ (Event::Ended { .. } | Event::Failed(_)) => return event,
-            _ => {}
+        let event = next(engine).await;
+        if matches!(event, Event::Ended { .. } | Event::Failed(_)) {
+            return event;
         }
     }
 }

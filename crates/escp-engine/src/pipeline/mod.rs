@@ -73,7 +73,10 @@ impl LaneError {
 
 impl From<ProtocolError> for LaneError {
     fn from(error: ProtocolError) -> Self {
-        Self::integrity(format!("the peer broke the protocol: {error}"))
+        match error {
+            ProtocolError::ClosedEarly(_) => Self::closed(),
+            _ => Self::integrity(format!("the peer broke the protocol: {error}")),
+        }
     }
 }
 

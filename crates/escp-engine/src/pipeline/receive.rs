@@ -10,14 +10,16 @@ use escp_buf::Buf;
 use escp_crypto::Opener;
 use escp_engine_api::{FileError, Stage};
 use escp_proto::block::{BlockHeader, HEADER_LEN, HOLE, PACKED, ZSTD, unpack};
-use escp_proto::message::{EngineMessage, Message};
+use escp_proto::message::Message;
 use escp_proto::record::{IV_LEN, Iv, Kind, TAG_LEN};
+use escp_proto::stream::{Inbound, PeerRole, Received as Came, State};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 struct Receiving {
     lane: Lane,
     opener: Opener,
+    inbound: Inbound,
     writes: Writes,
     expander: zstd::bulk::Decompressor<'static>,
 }
@@ -27,7 +29,8 @@ pub(crate) async fn receive_lane(lane: Lane, opener: Opener) -> Result<(), LaneE
     let expander = zstd::bulk::Decompressor::new()
         .map_err(|e| LaneError { fault: escp_engine_api::Fault::Local, text: format!("zstd: {e}") })?;
     let writes = Writes::new(usize::from(lane.shared.options.depth));
-    let mut receiving = Receiving { lane, opener, writes, expander };
+    let inbound = Inbound::new(lane.state.stream, PeerRole::Sender);
+    let mut receiving = Receiving { lane, opener, inbound, writes, expander };
     let result = receiving.run().await;
     // Writes that are in flight own their buffers; they are waited for whatever happened.
     receiving.writes.drain(&receiving.lane).await;
@@ -55,7 +58,10 @@ impl Receiving {
                         return Ok(());
                     }
                 }
-                Kind::File => self.block(buf, length)?,
+                Kind::File => {
+                    self.inbound.on(Came::File)?;
+                    self.block(buf, length)?;
+                }
             }
             if self.lane.shared.is_failed() {
                 return Err(LaneError::closed());
@@ -105,18 +111,9 @@ impl Receiving {
     }
 
     /// Handles a control record on a data lane. Returns whether it was the last.
-    fn message(&self, payload: &[u8]) -> Result<bool, LaneError> {
-        match Message::decode(payload)? {
-            Message::Engine(EngineMessage::Keepalive) => Ok(false),
-            Message::Engine(EngineMessage::Close { records }) if records + 1 == self.opener.count() => {
-                Ok(true)
-            }
-            Message::Engine(EngineMessage::Close { records }) => Err(LaneError::integrity(format!(
-                "the peer closed a stream after {records} records, and {} came",
-                self.opener.count() - 1
-            ))),
-            other => Err(LaneError::integrity(format!("the peer said {other:?} on a data stream"))),
-        }
+    fn message(&mut self, payload: &[u8]) -> Result<bool, LaneError> {
+        let message = Message::decode(payload)?;
+        Ok(self.inbound.on(Came::Message(&message))? == State::Closed)
     }
 
     fn block(&mut self, buf: Buf, payload_len: usize) -> Result<(), LaneError> {

@@ -1,0 +1,402 @@
+//! A receiving engine and a sender that knows the secret but not the rules; and strangers that know neither.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+use escp_crypto::{Flow, MasterSecret, RECORDS_PER_EPOCH, Sealer, StreamContext};
+use escp_engine::{Host, LaneSource, spawn};
+use escp_engine_api::{
+    Command, Direction, EngineHandle, EngineKind, Event, Failure, Fault, FileSpec, JobOptions, Listen,
+    Secret, SessionId, Side,
+};
+use escp_proto::block::{BlockHeader, HOLE, PACKED, ZSTD};
+use escp_proto::first_packet::{ANSWER_LEN, Answer, FirstPacket};
+use escp_proto::message::{EngineMessage, Message};
+use escp_proto::record::{Iv, Kind};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+const BLOCK: u32 = 256 * 1024;
+const SESSION: [u8; 16] = [7; 16];
+const SECRET: [u8; 32] = [9; 32];
+const SIZE: u64 = 3 * BLOCK as u64;
+
+/// A lane of the hostile sender.
+struct Stream {
+    socket: TcpStream,
+    sealer: Sealer,
+    /// Everything that was sent on the connection, to replay it.
+    recorded: Vec<u8>,
+}
+
+impl Stream {
+    fn dial(port: u16, number: u16) -> Self {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let master = MasterSecret::from_bytes(SECRET);
+        let route = master.route_key(&SESSION);
+        let nonce = [u8::try_from(number).unwrap() + 1; 16];
+        let proof = route.proof(&[&FirstPacket::proven(number, &SESSION, &nonce)]);
+        let packet = FirstPacket { stream: number, session: SESSION, nonce, proof }.encode();
+        socket.write_all(&packet).unwrap();
+        let mut answer = [0; ANSWER_LEN];
+        socket.read_exact(&mut answer).unwrap();
+        let answer = Answer::decode(&answer);
+        route.verify(&[&packet, &answer.nonce], &answer.proof).unwrap();
+        let context = StreamContext { session: SESSION, stream: number, nonce, answer_nonce: answer.nonce };
+        let sealer = Sealer::new(master.stream_secret(&context, Flow::NearToFar)).unwrap();
+        Self { socket, sealer, recorded: packet.to_vec() }
+    }
+
+    fn record(&mut self, kind: Kind, payload: &[u8]) -> Vec<u8> {
+        let sequence = self.sealer.next_sequence().unwrap();
+        let length = u32::try_from(payload.len()).unwrap();
+        let iv = Iv { kind, length, sequence: sequence.number() }.encode().unwrap();
+        let mut sealed = payload.to_vec();
+        let tag = self.sealer.seal(sequence, iv, &mut sealed).unwrap();
+        [&iv.to_be_bytes()[..], &sealed, &tag].concat()
+    }
+
+    fn block(&mut self, header: BlockHeader, data: &[u8]) -> Vec<u8> {
+        let payload = [&header.encode()[..], data].concat();
+        self.record(Kind::File, &payload)
+    }
+
+    fn say(&mut self, message: EngineMessage) -> Vec<u8> {
+        let payload = Message::Engine(message).encode().unwrap();
+        self.record(Kind::Metadata, &payload)
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.recorded.extend_from_slice(bytes);
+        // The engine may have hung up already: that is what these tests are about.
+        let _ = self.socket.write_all(bytes);
+    }
+}
+
+/// A receiving engine with one open file of three blocks, its hostile peer, and the file's path.
+struct Stage {
+    engine: EngineHandle,
+    control: Stream,
+    data: Stream,
+    port: u16,
+    directory: tempfile::TempDir,
+}
+
+async fn next(engine: &mut EngineHandle) -> Option<Event> {
+    tokio::time::timeout(Duration::from_secs(20), engine.events.recv()).await.expect("an event in time")
+}
+
+async fn stage() -> Stage {
+    let mut engine = spawn(Host { lanes: LaneSource::Own, counters: None, daemon: false });
+    let options = JobOptions {
+        session: SessionId(SESSION),
+        secret: Secret(SECRET),
+        side: Side::Far,
+        direction: Direction::Receive,
+        kind: EngineKind::Uring,
+        listen: Some(Listen { first_port: 0, last_port: 0 }),
+        streams: 1,
+        block_size: BLOCK,
+        depth: 4,
+        compress: None,
+        checksum: true,
+        durable: false,
+        rate_limit: None,
+        cpus: Vec::new(),
+    };
+    engine.commands.send(Command::Open(Box::new(options))).await.unwrap();
+    let Some(Event::Opened(opened)) = next(&mut engine).await else { panic!("not opened") };
+    let port = opened.ports[0];
+    let (control, data) =
+        tokio::task::spawn_blocking(move || (Stream::dial(port, 0), Stream::dial(port, 1))).await.unwrap();
+    assert!(matches!(next(&mut engine).await, Some(Event::Connected)));
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let target = std::fs::File::create(directory.path().join("target")).unwrap();
+    let spec = FileSpec { number: 1, size: SIZE, direct_alignment: 0, in_memory: false, sparse: true };
+    engine.commands.send(Command::AddFiles(vec![(spec, Some(OwnedFd::from(target)))])).await.unwrap();
+    // The file is known once a command after it was handled, and a message to the peer is such a command.
+    engine.commands.send(Command::Message(b"ready".to_vec())).await.unwrap();
+    let mut ready = control.socket.try_clone().unwrap();
+    tokio::task::spawn_blocking(move || ready.read_exact(&mut [0; 8]).unwrap()).await.unwrap();
+    Stage { engine, control, data, port, directory }
+}
+
+impl Stage {
+    /// What ended the session.
+    async fn failure(mut self) -> (Failure, u64) {
+        loop {
+            match next(&mut self.engine).await {
+                Some(Event::Failed(failure)) => {
+                    let written = std::fs::read(self.directory.path().join("target")).unwrap();
+                    return (failure, written.iter().filter(|&&byte| byte != 0).count() as u64);
+                }
+                Some(Event::Ended { .. }) | None => panic!("the session ended well"),
+                Some(_) => {}
+            }
+        }
+    }
+
+    async fn expect(self, fault: Fault, words: &str) {
+        let (failure, written) = self.failure().await;
+        assert_eq!(failure.fault, fault, "{failure}");
+        assert!(failure.text.contains(words), "{failure}");
+        assert_eq!(written, 0, "bytes that were refused reached the file");
+    }
+}
+
+fn plain(offset: u64, data: &[u8]) -> BlockHeader {
+    let check = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, data);
+    BlockHeader { file: 1, offset, plain_len: u32::try_from(data.len()).unwrap(), flags: 0, check }
+}
+
+/// Wire 1: any bit of IV, ciphertext or tag.
+#[tokio::test]
+async fn flipped_bits_never_reach_a_file() {
+    for bit in [3, 8 * 3, 8 * 7 + 7, 8 * 8, 8 * 60, 8 * 100_000, usize::MAX] {
+        let mut stage = stage().await;
+        let data = vec![0x55; 150_000];
+        let mut record = stage.data.block(plain(0, &data), &data);
+        let bit = bit.min(record.len() * 8 - 1);
+        record[bit / 8] ^= 1 << (bit % 8);
+        stage.data.send(&record);
+        let _ = stage.data.socket.shutdown(Shutdown::Write);
+        let (failure, written) = stage.failure().await;
+        // A longer length waits for bytes that never come; everything else is seen at once.
+        assert!(matches!(failure.fault, Fault::Integrity | Fault::Lost), "bit {bit}: {failure}");
+        assert_eq!(written, 0, "bit {bit}");
+    }
+}
+
+/// Wire 2: replayed, dropped, swapped, spliced in from another stream.
+#[tokio::test]
+async fn records_out_of_their_place_are_refused() {
+    for case in ["replayed", "dropped", "spliced"] {
+        let mut stage = stage().await;
+        let zeros = vec![0; 5000];
+        let first = stage.data.block(plain(0, &zeros), &zeros);
+        let data = vec![1; 5000];
+        let second = stage.data.block(plain(5000, &data), &data);
+        match case {
+            "replayed" => stage.data.send(&[first.clone(), first].concat()),
+            "dropped" => stage.data.send(&second),
+            _ => {
+                let foreign = stage.control.say(EngineMessage::Keepalive);
+                stage.data.send(&foreign);
+            }
+        }
+        stage.expect(Fault::Integrity, "altered on the network").await;
+    }
+}
+
+/// Wire 3 and 6: a recorded connection played again, and a second claim to a stream, are refused; the session
+/// lives.
+#[tokio::test]
+async fn a_replayed_connection_is_refused_and_the_session_lives() {
+    let mut stage = stage().await;
+    let zeros = vec![0; 5000];
+    let record = stage.data.block(plain(0, &zeros), &zeros);
+    stage.data.send(&record);
+    let (port, recorded) = (stage.port, stage.data.recorded.clone());
+    tokio::task::spawn_blocking(move || {
+        let mut replay = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        replay.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        replay.write_all(&recorded).unwrap();
+        let mut answer = Vec::new();
+        // Closed without a byte; bytes it had not read may make that a reset.
+        let _ = replay.read_to_end(&mut answer);
+        assert!(answer.is_empty());
+    })
+    .await
+    .unwrap();
+    let data = vec![0; usize::try_from(SIZE).unwrap() - 5000];
+    for (index, part) in data.chunks(BLOCK as usize).enumerate() {
+        let offset = 5000 + (index * BLOCK as usize) as u64;
+        let record = stage.data.block(plain(offset, part), part);
+        stage.data.send(&record);
+    }
+    loop {
+        match next(&mut stage.engine).await {
+            Some(Event::Files(files)) => {
+                assert!(files[0].outcome.is_ok(), "{files:?}");
+                break;
+            }
+            Some(Event::Failed(failure)) => panic!("{failure}"),
+            _ => {}
+        }
+    }
+}
+
+/// Wire 4: closed after a whole record, or inside one.
+#[tokio::test]
+async fn a_cut_connection_is_never_an_end() {
+    for cut in [0, 1, 7, 8, 30, 4000] {
+        let mut stage = stage().await;
+        let zeros = vec![0; 5000];
+        let record = stage.data.block(plain(0, &zeros), &zeros);
+        stage.data.send(&record);
+        let next = stage.data.block(plain(5000, &zeros), &zeros);
+        stage.data.send(&next[..cut]);
+        stage.data.socket.shutdown(Shutdown::Both).unwrap();
+        stage.expect(Fault::Lost, "closed before the end").await;
+    }
+}
+
+/// Wire 4, on stream 0.
+#[tokio::test]
+async fn a_cut_control_stream_is_never_an_end() {
+    let stage = stage().await;
+    stage.control.socket.shutdown(Shutdown::Both).unwrap();
+    stage.expect(Fault::Lost, "closed before the end").await;
+}
+
+/// Wire 7: lengths of nothing, the maximum, one more, and all bits.
+#[tokio::test]
+async fn lengths_are_bounded_before_anything_is_taken() {
+    for length in [0, BLOCK + 32 + 1, (1 << 24) - 1] {
+        let mut stage = stage().await;
+        let iv = Iv { kind: Kind::File, length, sequence: 0 }.encode().unwrap();
+        stage.data.send(&iv.to_be_bytes());
+        stage.expect(Fault::Integrity, "record payload").await;
+    }
+}
+
+/// Wire 8: kinds and messages nobody knows.
+#[tokio::test]
+async fn unknown_kinds_and_messages_end_the_session() {
+    let mut first = stage().await;
+    first.data.send(&(3_u64 << 62 | 32 << 38).to_be_bytes());
+    first.expect(Fault::Integrity, "unknown record kind").await;
+    let mut second = stage().await;
+    let record = second.control.record(Kind::Metadata, &[0x3f, 1, 2, 3]);
+    second.control.send(&record);
+    second.expect(Fault::Integrity, "unknown message type").await;
+    let mut third = stage().await;
+    let data = [0; 100];
+    let record = third.data.block(BlockHeader { flags: 64, ..plain(0, &data) }, &data);
+    third.data.send(&record);
+    third.expect(Fault::Integrity, "unknown block flags").await;
+}
+
+/// Wire 9: blocks of unknown files, beyond the size, at an offset that overflows, or twice.
+#[tokio::test]
+async fn blocks_that_cannot_be_end_the_session() {
+    let data = vec![1; 1000];
+    let cases = [
+        (BlockHeader { file: 2, ..plain(0, &data) }, "not open"),
+        (plain(SIZE - 999, &data), "which has"),
+        (plain(u64::MAX - 999, &data), "block range"),
+        (
+            BlockHeader { offset: 0, flags: HOLE, plain_len: 0, check: SIZE + 1, ..plain(0, &data) },
+            "which has",
+        ),
+    ];
+    for (header, words) in cases {
+        let mut stage = stage().await;
+        let data: &[u8] = if header.flags == HOLE { &[] } else { &data };
+        let record = stage.data.block(header, data);
+        stage.data.send(&record);
+        stage.expect(Fault::Integrity, words).await;
+    }
+    let mut stage = stage().await;
+    let zeros = vec![0; 1000];
+    for _ in 0..2 {
+        let record = stage.data.block(plain(0, &zeros), &zeros);
+        stage.data.send(&record);
+    }
+    stage.expect(Fault::Integrity, "came twice").await;
+}
+
+/// Wire 13: compressed blocks that expand beyond, or below, what they declare; and that are none.
+#[tokio::test]
+async fn compressed_blocks_expand_to_what_they_declare_or_not_at_all() {
+    let bomb = zstd::bulk::compress(&vec![1; 64 << 20], 1).unwrap();
+    let honest = zstd::bulk::compress(&vec![1; 50_000], 1).unwrap();
+    for (data, declared) in [(&bomb, BLOCK), (&honest, 49_999), (&honest, 50_001), (&vec![0xff; 100], 1000)] {
+        let mut stage = stage().await;
+        let header = BlockHeader { plain_len: declared, flags: ZSTD, ..plain(0, &[0]) };
+        let record = stage.data.block(header, data);
+        stage.data.send(&record);
+        stage.expect(Fault::Integrity, "").await;
+    }
+}
+
+/// Packed records that lie about what they hold.
+#[tokio::test]
+async fn packed_records_hold_what_they_say() {
+    let inner = |file: u64, length: u32| {
+        BlockHeader { file, offset: 0, plain_len: length, flags: 0, check: 0 }.encode()
+    };
+    let cases = [
+        (1, [&inner(1, 10)[..], &[1; 10]].concat()),
+        (2, [&inner(1, 10)[..], &[1; 10]].concat()),
+        (1, [&inner(1, 11)[..], &[1; 10]].concat()),
+        (1, [&inner(9, 10)[..], &[1; 10]].concat()),
+    ];
+    for (count, data) in cases {
+        let mut stage = stage().await;
+        let plain_len = u32::try_from(data.len()).unwrap();
+        let header = BlockHeader { file: count, offset: 0, plain_len, flags: PACKED, check: 0 };
+        let record = stage.data.block(header, &data);
+        stage.data.send(&record);
+        stage.expect(Fault::Integrity, "the peer broke the protocol").await;
+    }
+}
+
+/// A check value that does not match fails the file alone, with its own stage.
+#[tokio::test]
+async fn a_wrong_check_value_fails_the_file_alone() {
+    let mut stage = stage().await;
+    let data = vec![1; 1000];
+    let record = stage.data.block(BlockHeader { check: 1, ..plain(0, &data) }, &data);
+    stage.data.send(&record);
+    loop {
+        match next(&mut stage.engine).await {
+            Some(Event::Files(files)) => {
+                let error = files[0].outcome.clone().unwrap_err();
+                assert_eq!(error.stage, escp_engine_api::Stage::Verify, "{error}");
+                break;
+            }
+            Some(Event::Failed(failure)) => panic!("{failure}"),
+            _ => {}
+        }
+    }
+}
+
+/// A close must carry the count of what came.
+#[tokio::test]
+async fn a_close_that_hides_a_record_is_refused() {
+    let mut stage = stage().await;
+    let close = stage.data.say(EngineMessage::Close { records: 1 });
+    stage.data.send(&close);
+    stage.expect(Fault::Integrity, "").await;
+}
+
+/// A receiver does not take acknowledgements from a sender.
+#[tokio::test]
+async fn acknowledgements_come_from_receivers_only() {
+    let mut stage = stage().await;
+    let ack = stage.control.say(EngineMessage::Ack { stream: 1, records: 0 });
+    stage.control.send(&ack);
+    stage.expect(Fault::Integrity, "").await;
+}
+
+/// Keys change inside a stream, and nobody notices.
+#[tokio::test]
+async fn a_stream_lives_through_an_epoch() {
+    let mut stage = stage().await;
+    for _ in 0..RECORDS_PER_EPOCH + 2 {
+        let keepalive = stage.data.say(EngineMessage::Keepalive);
+        stage.data.send(&keepalive);
+    }
+    let data = vec![1; 1000];
+    let record = stage.data.block(BlockHeader { check: 1, ..plain(0, &data) }, &data);
+    stage.data.send(&record);
+    loop {
+        match next(&mut stage.engine).await {
+            Some(Event::Files(_)) => break,
+            Some(Event::Failed(failure)) => panic!("{failure}"),
+            _ => {}
+        }
+    }
+}
