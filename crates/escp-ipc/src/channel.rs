@@ -30,12 +30,7 @@ impl Channel {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        let flags = rustix::fs::fcntl_getfl(&socket)?;
-        rustix::fs::fcntl_setfl(&socket, flags | rustix::fs::OFlags::NONBLOCK)?;
-        // Unsound only for values whose descriptor can change; an OwnedFd's cannot.
-        #[expect(deprecated, reason = "its successor is unsafe, and this crate has none of that")]
-        let socket = AsyncFd::new(socket)?;
-        Ok(Self { socket })
+        Ok(Self { socket: watch(socket)? })
     }
 
     /// Sends one frame, waiting for room. The descriptors stay open here.
@@ -89,6 +84,47 @@ impl Channel {
             }
         }
     }
+}
+
+/// A listening SOCK_SEQPACKET socket on a tokio runtime.
+#[derive(Debug)]
+pub struct Listener {
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl Listener {
+    /// Takes a socket of [`seqpacket::listen`].
+    ///
+    /// # Errors
+    /// Those of fcntl(2) and epoll_ctl(2).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: watch(socket)? })
+    }
+
+    /// Accepts a connection. Safe to cancel.
+    ///
+    /// # Errors
+    /// Those of accept(2).
+    pub async fn accept(&self) -> io::Result<OwnedFd> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            if let Ok(result) = ready.try_io(seqpacket::accept) {
+                return result;
+            }
+        }
+    }
+}
+
+fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = rustix::fs::fcntl_getfl(&socket)?;
+    rustix::fs::fcntl_setfl(&socket, flags | rustix::fs::OFlags::NONBLOCK)?;
+    // Unsound only for values whose descriptor can change; an OwnedFd's cannot.
+    #[expect(deprecated, reason = "its successor is unsafe, and this crate has none of that")]
+    let socket = AsyncFd::new(socket)?;
+    Ok(socket)
 }
 
 /// Room for one frame. Wiped before each use and when dropped.

@@ -22,7 +22,7 @@ mod frame;
 mod hello;
 mod server;
 
-pub use channel::{Channel, FrameBuffer, MAX_FRAME};
+pub use channel::{Channel, FrameBuffer, Listener, MAX_FRAME};
 pub use client::{ConnectError, connect};
 pub use frame::{
     CommandFrame, FrameError, Outgoing, decode_command, decode_event, encode_command, encode_event,

@@ -3,6 +3,13 @@
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The first descriptor a service manager passes (sd_listen_fds(3)).
+const FIRST_PASSED: RawFd = 3;
+/// The most that are taken: far more than ports and sockets of one service.
+const MAX_PASSED: i32 = 1024;
 
 /// Keeps other processes of the same user out of this one: no core dump, no ptrace(2), and `/proc/PID`
 /// belongs to root. An execve(2) undoes it.
@@ -96,6 +103,33 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: with CLOSE_RANGE_CLOEXEC the call closes nothing; it sets a flag on open descriptors.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes over the descriptors that the service manager passed, with their names, and marks them to be
+/// closed on exec (sd_listen_fds(3)). Empty when there are none, they are not for this process, or they were
+/// taken before. To be called at the start of the program, before anything else opens a descriptor.
+#[must_use]
+pub fn take_passed_descriptors() -> Vec<(OwnedFd, String)> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    if number("LISTEN_PID") != Some(std::process::id()) || TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let count = i32::try_from(number("LISTEN_FDS").unwrap_or(0)).unwrap_or(0).min(MAX_PASSED);
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').chain(std::iter::repeat(""));
+    let passed = (FIRST_PASSED..FIRST_PASSED + count).zip(names);
+    passed.filter_map(|(raw, name)| Some((take_open(raw)?, name.to_owned()))).collect()
+}
+
+fn take_open(raw: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_SETFD on a number changes a flag of that descriptor or fails with EBADF.
+    if unsafe { libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return None;
+    }
+    // SAFETY: it is open, and by the protocol of the environment variables, which name this very process,
+    // it was opened before the program started and for it to take; `TAKEN` keeps it from being taken twice.
+    Some(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Keeps this thread, and those it starts later, on these CPUs.

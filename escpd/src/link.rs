@@ -1,0 +1,229 @@
+//! What broker and worker say to each other, over a channel that only the two have.
+
+use crate::ledger::SessionResult;
+use escp_config::{Log, LogFormat, LogLevel, LogTarget};
+use escp_engine_api::Secret;
+use escp_ipc::{Channel, FrameBuffer, MAX_FRAME};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use zeroize::Zeroizing;
+
+/// From the broker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToWorker {
+    /// First. With two descriptors: the agent's connection, and the memory of the page of counters.
+    Start(Box<Start>),
+    /// The answer to [`ToBroker::Register`].
+    Registered(Result<(), String>),
+    /// A proven connection, which is the one descriptor, and its first packet in two halves.
+    Lane([u8; 32], [u8; 32]),
+    /// End the session, and tell the peer why.
+    Stop(String),
+}
+
+/// What a worker needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Start {
+    /// How and what to log.
+    pub(crate) log: LogChoice,
+    /// The daemon's TCP ports.
+    pub(crate) ports: Vec<u16>,
+    /// CPUs to run on; empty: all.
+    pub(crate) cpus: Vec<u16>,
+    /// Most bytes of buffers.
+    pub(crate) memory: u64,
+    /// Most bits per second to send.
+    pub(crate) rate: Option<u64>,
+}
+
+/// [`Log`], as it travels.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LogChoice {
+    level: usize,
+    json: bool,
+    journald: bool,
+    file: Option<PathBuf>,
+}
+
+/// From a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToBroker {
+    /// Route the lanes of this session here. Once.
+    Register {
+        /// The session's id.
+        session: [u8; 16],
+        /// What proves its first packets.
+        route_key: Secret,
+    },
+    /// The session is over, and so is this process.
+    Ended(SessionResult),
+}
+
+impl ToWorker {
+    /// How many descriptors come along.
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Start(_) => 2,
+            Self::Lane(..) => 1,
+            Self::Registered(_) | Self::Stop(_) => 0,
+        }
+    }
+}
+
+impl From<&Log> for LogChoice {
+    fn from(log: &Log) -> Self {
+        Self {
+            level: LogLevel::ALL.iter().position(|level| *level == log.level).unwrap_or_default(),
+            json: log.format == LogFormat::Json,
+            journald: log.target == LogTarget::Journald,
+            file: match &log.target {
+                LogTarget::File(path) => Some(path.clone()),
+                LogTarget::Stderr | LogTarget::Journald => None,
+            },
+        }
+    }
+}
+
+impl From<LogChoice> for Log {
+    fn from(choice: LogChoice) -> Self {
+        Self {
+            level: LogLevel::ALL.get(choice.level).copied().unwrap_or(LogLevel::Info),
+            format: if choice.json { LogFormat::Json } else { LogFormat::Text },
+            target: match choice.file {
+                Some(path) => LogTarget::File(path),
+                None if choice.journald => LogTarget::Journald,
+                None => LogTarget::Stderr,
+            },
+        }
+    }
+}
+
+/// Sends to a worker.
+///
+/// # Errors
+/// Those of [`Channel::send`].
+pub(crate) async fn to_worker(
+    channel: &Channel,
+    message: &ToWorker,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    debug_assert_eq!(message.descriptors(), descriptors.len());
+    channel.send(&encode(message)?, descriptors).await
+}
+
+/// Sends to the broker.
+///
+/// # Errors
+/// Those of [`Channel::send`].
+pub(crate) async fn to_broker(channel: &Channel, message: &ToBroker) -> io::Result<()> {
+    channel.send(&encode(message)?, &[]).await
+}
+
+/// Receives from the broker; `None` when it is gone.
+///
+/// # Errors
+/// `InvalidData` for what is no message; those of [`Channel::receive`].
+pub(crate) async fn from_broker(
+    channel: &Channel,
+    buffer: &mut FrameBuffer,
+) -> io::Result<Option<(ToWorker, Vec<OwnedFd>)>> {
+    let Some(descriptors) = channel.receive(buffer).await? else { return Ok(None) };
+    let message: ToWorker = decode(buffer)?;
+    if message.descriptors() != descriptors.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "wrong number of descriptors"));
+    }
+    Ok(Some((message, descriptors)))
+}
+
+/// Receives from a worker; `None` when it is gone. A worker is not trusted.
+///
+/// # Errors
+/// `InvalidData` for what is no message; those of [`Channel::receive`].
+pub(crate) async fn from_worker(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<Option<ToBroker>> {
+    let Some(descriptors) = channel.receive(buffer).await? else { return Ok(None) };
+    let message = decode(buffer)?;
+    if !descriptors.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors where none are due"));
+    }
+    Ok(Some(message))
+}
+
+fn encode<T: Serialize>(message: &T) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut frame = Zeroizing::new(vec![0; MAX_FRAME]);
+    let length = postcard::to_slice(message, &mut frame).map_err(io::Error::other)?.len();
+    frame.truncate(length);
+    Ok(frame)
+}
+
+fn decode<T: DeserializeOwned>(buffer: &mut FrameBuffer) -> io::Result<T> {
+    let decoded = match postcard::take_from_bytes(buffer.frame()) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a message between broker and worker")),
+    };
+    buffer.wipe();
+    decoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use escp_sys::seqpacket;
+    use std::os::fd::AsFd;
+
+    fn channels() -> (Channel, Channel) {
+        let (left, right) = seqpacket::pair().unwrap();
+        (Channel::new(left).unwrap(), Channel::new(right).unwrap())
+    }
+
+    #[tokio::test]
+    async fn messages_survive_the_way_both_ways() {
+        let (broker, worker) = channels();
+        let mut buffer = FrameBuffer::new();
+        let log = Log {
+            level: LogLevel::Debug,
+            format: LogFormat::Json,
+            target: LogTarget::File(PathBuf::from("/var/log/escpd.log")),
+        };
+        let start = Start {
+            log: LogChoice::from(&log),
+            ports: vec![1232],
+            cpus: vec![0, 5],
+            memory: 1 << 30,
+            rate: Some(7),
+        };
+        let message = ToWorker::Start(Box::new(start));
+        to_worker(&broker, &message, &[broker.as_fd(), broker.as_fd()]).await.unwrap();
+        let (got, descriptors) = from_broker(&worker, &mut buffer).await.unwrap().unwrap();
+        let ToWorker::Start(got) = got else { panic!("{got:?}") };
+        assert_eq!(descriptors.len(), 2);
+        assert_eq!(
+            (&got.ports[..], &got.cpus[..], got.memory, got.rate),
+            (&[1232][..], &[0, 5][..], 1 << 30, Some(7))
+        );
+        assert_eq!(Log::from(got.log), log);
+
+        let register = ToBroker::Register { session: [1; 16], route_key: Secret([2; 32]) };
+        to_broker(&worker, &register).await.unwrap();
+        let got = from_worker(&broker, &mut buffer).await.unwrap().unwrap();
+        assert!(
+            matches!(got, ToBroker::Register { session, route_key } if session == [1; 16] && route_key.0 == [2; 32])
+        );
+        assert!(buffer.frame().is_empty());
+        drop(worker);
+        assert!(from_worker(&broker, &mut buffer).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_talks_nonsense_is_noticed() {
+        let (broker, worker) = channels();
+        let mut buffer = FrameBuffer::new();
+        worker.send(&[0xff; 900], &[]).await.unwrap();
+        assert!(from_worker(&broker, &mut buffer).await.is_err());
+        let ended = encode(&ToBroker::Ended(SessionResult::Ended)).unwrap();
+        worker.send(&ended, &[worker.as_fd()]).await.unwrap();
+        assert!(from_worker(&broker, &mut buffer).await.is_err());
+    }
+}

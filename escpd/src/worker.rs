@@ -1,0 +1,284 @@
+//! A worker: the process of one session.
+//!
+//! It is this program started again by the broker, with a channel to the broker as its standard input, and
+//! gives up every right before it reads a byte. It ends with its session, its agent or its broker.
+
+use crate::ledger::SessionResult;
+use crate::link::{self, Start, ToBroker, ToWorker};
+use crate::logging::Logging;
+use escp_config::{Config, Limits};
+use escp_engine::{AcceptedLane, Host, LaneSource, Registration};
+use escp_engine_api::{COMMAND_QUEUE, Command, EngineHandle, Fault};
+use escp_ipc::{Channel, FrameBuffer, ServeEnd};
+use escp_sys::counters::CounterPage;
+use escp_sys::process;
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+/// The program's first argument when it is a worker.
+pub(crate) const ARGUMENT: &str = "worker";
+
+/// How long the broker may take to say what to do.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an aborted engine has to tell its peer.
+const FAREWELL: Duration = Duration::from_millis(300);
+/// Lanes that may wait for the engine.
+const LANES: usize = 512;
+
+/// Runs a worker of the broker whose process id is `parent`.
+pub(crate) fn main(parent: Option<&OsStr>) -> ExitCode {
+    match prepare(parent).and_then(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("a worker ends: {error}");
+            // The log may not be open yet.
+            let _ = writeln!(io::stderr(), "escpd worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Gives up what a worker must not have, while there is one thread; returns the channel to the broker.
+fn prepare(parent: Option<&OsStr>) -> io::Result<OwnedFd> {
+    process::forbid_dumping()?;
+    process::forbid_new_privileges()?;
+    process::drop_capabilities()?;
+    process::close_on_exec_from(3)?;
+    let by_hand = || io::Error::other("escpd starts its workers itself");
+    let parent = parent.and_then(OsStr::to_str).and_then(|text| text.parse().ok()).ok_or_else(by_hand)?;
+    process::die_with_parent(parent)?;
+    process::raise_descriptor_limit()?;
+    process::raise_locked_memory_limit()?;
+    io::stdin().as_fd().try_clone_to_owned()
+}
+
+fn work(channel: OwnedFd) -> io::Result<()> {
+    // More than one thread, so that one that hangs in the kernel does not silence the others.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let done = runtime.block_on(session(channel));
+    // What still hangs ends with the process.
+    runtime.shutdown_background();
+    done
+}
+
+async fn session(channel: OwnedFd) -> io::Result<()> {
+    let channel = Channel::new(channel)?;
+    let mut buffer = FrameBuffer::new();
+    let Assignment { start, agent, page, _logging } = assignment(&channel, &mut buffer).await?;
+    let (register, registrations) = mpsc::channel(1);
+    let (lane_sender, lanes) = mpsc::channel(LANES);
+    let (stop, stopped) = oneshot::channel();
+    let engine = escp_engine::spawn(Host {
+        lanes: LaneSource::Routed { ports: start.ports.clone(), register, lanes },
+        counters: Some(Arc::new(page)),
+        daemon: true,
+    });
+    let errands = Errands { registrations, lanes: lane_sender, stop: Some(stop) };
+    let end = tokio::select! {
+        end = escp_ipc::serve(agent, bounded(engine, start, stopped)) => end,
+        error = errands.run(&channel, &mut buffer) => return Err(error),
+    };
+    let result = result(&end);
+    match &end {
+        ServeEnd::Failed(failure) => tracing::info!(result = result.name(), "session failed: {failure}"),
+        ServeEnd::Refused(why) => tracing::warn!(result = result.name(), "session ended: {why}"),
+        ServeEnd::Ended { files } => tracing::debug!(files, "session ended"),
+        ServeEnd::AgentGone => tracing::debug!("the agent hung up"),
+    }
+    let told = link::to_broker(&channel, &ToBroker::Ended(result)).await;
+    if matches!(end, ServeEnd::AgentGone | ServeEnd::Refused(_)) {
+        sleep(FAREWELL).await;
+    }
+    told
+}
+
+/// What the broker started this worker for.
+struct Assignment {
+    start: Start,
+    agent: OwnedFd,
+    page: CounterPage,
+    _logging: Logging,
+}
+
+async fn assignment(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<Assignment> {
+    let message = timeout(START_TIMEOUT, link::from_broker(channel, buffer)).await;
+    let unasked = || io::Error::other("escpd does not say what to do");
+    let Some((ToWorker::Start(mut start), descriptors)) = message.map_err(|_| unasked())?? else {
+        return Err(unasked());
+    };
+    let [agent, memory] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| unasked())?;
+    let page = CounterPage::map(memory)?;
+    let log = std::mem::take(&mut start.log).into();
+    let logging = Logging::start(&log).map_err(io::Error::other)?;
+    Ok(Assignment { start: *start, agent, page, _logging: logging })
+}
+
+/// What goes on between broker and engine.
+struct Errands {
+    registrations: mpsc::Receiver<Registration>,
+    lanes: mpsc::Sender<AcceptedLane>,
+    stop: Option<oneshot::Sender<String>>,
+}
+
+impl Errands {
+    /// Goes on until the broker is gone.
+    async fn run(mut self, channel: &Channel, buffer: &mut FrameBuffer) -> io::Error {
+        let mut asked = VecDeque::new();
+        loop {
+            let message = tokio::select! {
+                Some(Registration { session, route_key, done }) = self.registrations.recv() => {
+                    asked.push_back(done);
+                    let route_key = escp_engine_api::Secret(route_key);
+                    let register = ToBroker::Register { session, route_key };
+                    match link::to_broker(channel, &register).await {
+                        Ok(()) => continue,
+                        Err(error) => return error,
+                    }
+                }
+                message = link::from_broker(channel, buffer) => message,
+            };
+            match message {
+                Ok(Some((ToWorker::Registered(answer), _))) => {
+                    // Answers come in the order of the questions; an engine that left needs none.
+                    let _ = asked.pop_front().map(|done| done.send(answer));
+                }
+                Ok(Some((ToWorker::Lane(first, second), sockets))) => {
+                    let mut packet = [0; 64];
+                    packet.iter_mut().zip(first.into_iter().chain(second)).for_each(|(to, from)| *to = from);
+                    for socket in sockets {
+                        // Without room it is closed, and dialled again.
+                        let _ = self.lanes.try_send(AcceptedLane { packet, socket });
+                    }
+                }
+                Ok(Some((ToWorker::Stop(reason), _))) => {
+                    let _ = self.stop.take().map(|stop| stop.send(reason));
+                }
+                Ok(Some((ToWorker::Start(_), _))) => return io::Error::other("escpd says to start twice"),
+                Ok(None) => return io::Error::new(io::ErrorKind::BrokenPipe, "escpd is gone"),
+                Err(error) => return error,
+            }
+        }
+    }
+}
+
+/// The engine behind this host's limits: whatever the agent asks for, it gets no more than the
+/// configuration allows. A reason that comes over `stopped` aborts the session.
+fn bounded(engine: EngineHandle, start: Start, stopped: oneshot::Receiver<String>) -> EngineHandle {
+    let EngineHandle { commands: to, events } = engine;
+    let (commands, mut from) = mpsc::channel(COMMAND_QUEUE);
+    tokio::spawn(async move {
+        let mut stopped = std::pin::pin!(stopped);
+        let mut may_stop = true;
+        loop {
+            let command = tokio::select! {
+                command = from.recv() => match command {
+                    Some(command) => within(command, &start),
+                    None => return,
+                },
+                reason = &mut stopped, if may_stop => {
+                    may_stop = false;
+                    match reason {
+                        Ok(reason) => Command::Abort { reason },
+                        Err(_) => continue,
+                    }
+                }
+            };
+            if to.send(command).await.is_err() {
+                return;
+            }
+        }
+    });
+    EngineHandle { commands, events }
+}
+
+fn within(command: Command, start: &Start) -> Command {
+    let Command::Open(mut options) = command else { return command };
+    let limits = Limits { memory_per_session: start.memory, ..Config::default().limits };
+    options.depth = limits.depth(options.streams, options.block_size, options.depth);
+    options.rate_limit = [options.rate_limit, start.rate].into_iter().flatten().min();
+    options.cpus.clone_from(&start.cpus);
+    Command::Open(options)
+}
+
+fn result(end: &ServeEnd) -> SessionResult {
+    match end {
+        ServeEnd::Ended { .. } => SessionResult::Ended,
+        ServeEnd::AgentGone => SessionResult::AgentGone,
+        ServeEnd::Refused(_) => SessionResult::Refused,
+        ServeEnd::Failed(failure) => match failure.fault {
+            Fault::PeerAborted => SessionResult::PeerAborted,
+            Fault::Connect => SessionResult::Connect,
+            Fault::Lost => SessionResult::Lost,
+            Fault::Integrity => SessionResult::Integrity,
+            Fault::Local => SessionResult::Local,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use escp_engine_api::{Direction, EngineKind, JobOptions, Secret, SessionId, Side, engine_pair};
+
+    fn start() -> Start {
+        let config = Config::default();
+        Start {
+            log: (&config.log).into(),
+            ports: Vec::new(),
+            cpus: vec![3],
+            memory: 64 << 20,
+            rate: Some(1_000_000),
+        }
+    }
+
+    fn options() -> Box<JobOptions> {
+        Box::new(JobOptions {
+            session: SessionId([1; 16]),
+            secret: Secret([2; 32]),
+            side: Side::Near,
+            direction: Direction::Send,
+            kind: EngineKind::Uring,
+            listen: None,
+            streams: 4,
+            block_size: 1 << 20,
+            depth: 64,
+            compress: None,
+            checksum: true,
+            durable: true,
+            rate_limit: None,
+            cpus: vec![0, 1],
+        })
+    }
+
+    #[test]
+    fn an_agent_gets_no_more_than_the_configuration_allows() {
+        let opened = |options| match within(Command::Open(options), &start()) {
+            Command::Open(options) => (options.depth, options.rate_limit, options.cpus),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(opened(options()), (16, Some(1_000_000), vec![3]));
+        let modest = JobOptions { depth: 2, rate_limit: Some(5), ..*options() };
+        assert_eq!(opened(Box::new(modest)), (2, Some(5), vec![3]));
+    }
+
+    #[tokio::test]
+    async fn stopping_aborts_and_hanging_up_passes_through() {
+        let (engine, mut port) = engine_pair();
+        let (stop, stopped) = oneshot::channel();
+        let handle = bounded(engine, start(), stopped);
+        handle.commands.send(Command::DropFiles(vec![1])).await.unwrap();
+        assert!(matches!(port.commands.recv().await, Some(Command::DropFiles(_))));
+        stop.send("stopped".to_owned()).unwrap();
+        assert!(matches!(port.commands.recv().await, Some(Command::Abort { reason }) if reason == "stopped"));
+        drop(handle);
+        assert!(port.commands.recv().await.is_none());
+        assert!(port.events.is_closed());
+    }
+}
