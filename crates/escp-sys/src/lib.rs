@@ -2,6 +2,7 @@
 //!
 //! This crate and `escp-buf` are the only ones with `unsafe` code; see `docs/ARCHITECTURE.md`.
 
+pub mod account;
 pub mod counters;
 pub mod passed;
 pub mod process;

@@ -1,0 +1,137 @@
+//! The threads that create, publish and finish.
+
+use super::create::{Made, Wanted, make};
+use super::directory::{Directory, Promise};
+use super::publish::{Complete, Full, finish_all, leftovers, publish, with_numbers};
+use super::space::Space;
+use crate::link::TransferOptions;
+use crate::pool::Pool;
+use crate::storage::Memory;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// What the threads are given. Jobs start in order, which is what makes waiting for a [`Promise`] safe: it
+/// is always in a job that started before.
+#[derive(Debug)]
+pub(super) enum Job {
+    Make(Vec<Item>),
+    Publish(Vec<Complete>),
+    Finish(Vec<Full>),
+    Discard(Vec<Discarded>),
+    Leftovers(Arc<Directory>),
+}
+
+/// Something to make.
+#[derive(Debug)]
+pub(super) enum Item {
+    File(Wanted),
+    Directory { number: u64, promise: Promise, parent: Arc<Directory>, name: Vec<u8> },
+}
+
+/// A file that failed.
+#[derive(Debug)]
+pub(super) struct Discarded {
+    pub(super) number: u64,
+    /// What was made for it.
+    pub(super) made: Option<Box<Made>>,
+    pub(super) text: String,
+    /// The kernel's error number, 0 if it was not the kernel's.
+    pub(super) errno: i32,
+    pub(super) integrity: bool,
+}
+
+/// Entry number, and the open file (`None` for a directory) or why there is none.
+pub(super) type MadeEntry = (u64, Result<Option<Box<Made>>, String>);
+
+/// What the threads answer.
+#[derive(Debug)]
+pub(super) enum Done {
+    Made(Vec<MadeEntry>),
+    /// Entry number, and the check value.
+    Published(Vec<(u64, Result<u64, String>)>),
+    /// The directory's own number.
+    Finished(Vec<(u64, Result<(), String>)>),
+    /// Entry number, text, whether data was altered.
+    Discarded(Vec<(u64, String, bool)>),
+    Remark(String),
+}
+
+/// What the threads share.
+struct Shared {
+    options: TransferOptions,
+    umask: u32,
+    space: Space,
+    memory: Memory,
+}
+
+/// Starts the threads of a receiving session.
+pub(super) fn start(options: TransferOptions) -> std::io::Result<(Pool<Job>, UnboundedReceiver<Done>)> {
+    let (answer, answers) = unbounded_channel();
+    let shared = Shared { options, umask: umask(), space: Space::default(), memory: Memory::default() };
+    let pool = Pool::start("escp-files", move |job, stop: &AtomicBool| {
+        if let Some(done) = shared.work(job, &answer, stop) {
+            // Nobody listens only when the session is over; what is not taken removes its own files.
+            let _ = answer.send(done);
+        }
+    })?;
+    Ok((pool, answers))
+}
+
+impl Shared {
+    fn work(&self, job: Job, answer: &UnboundedSender<Done>, stop: &AtomicBool) -> Option<Done> {
+        Some(match job {
+            Job::Make(items) => Done::Made(self.make_all(items, answer, stop)),
+            Job::Publish(files) => Done::Published(publish(files, &self.options, self.umask, &self.space)),
+            Job::Finish(full) => Done::Finished(finish_all(full, &self.options, self.umask)),
+            Job::Discard(failed) => {
+                Done::Discarded(failed.into_iter().map(|file| self.discard(file)).collect())
+            }
+            Job::Leftovers(directory) => Done::Remark(leftovers(&directory)?),
+        })
+    }
+
+    fn make_all(
+        &self,
+        items: Vec<Item>,
+        answer: &UnboundedSender<Done>,
+        stop: &AtomicBool,
+    ) -> Vec<MadeEntry> {
+        let mut made = Vec::with_capacity(items.len());
+        for item in items {
+            if stop.load(Ordering::Acquire) || answer.is_closed() {
+                break;
+            }
+            made.push(match item {
+                Item::File(wanted) => {
+                    let number = wanted.number;
+                    let outcome = make(wanted, &self.options, &self.space, &self.memory);
+                    (number, outcome.map(|made| Some(Box::new(made))))
+                }
+                Item::Directory { number, promise, parent, name } => {
+                    let outcome = parent.wait().ok_or_else(String::new);
+                    (number, outcome.and_then(|held| promise.make(held, &name)).map(|()| None))
+                }
+            });
+        }
+        made
+    }
+
+    fn discard(&self, failed: Discarded) -> (u64, String, bool) {
+        let text = match &failed.made {
+            Some(made) => with_numbers(&failed.text, failed.errno, made),
+            None => failed.text,
+        };
+        self.space.release(failed.number);
+        // Dropping what was made removes the temporary file.
+        drop(failed.made);
+        (failed.number, text, failed.integrity)
+    }
+}
+
+/// The process's umask, without changing it.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let value = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    value.and_then(|digits| u32::from_str_radix(digits.trim(), 8).ok()).unwrap_or(0o077)
+}

@@ -1,0 +1,195 @@
+//! Giving complete files their final name, and finishing directories.
+
+use super::create::{Made, PlacedAt, is_temporary};
+use super::directory::{Directory, Held, Sync, finish, times};
+use super::space::{Space, free};
+use crate::link::TransferOptions;
+use crate::reason::why;
+use escp_proto::agent::Attributes;
+use rustix::fs::{Dir, Mode, OFlags, fchmod, fstat, futimens, openat, renameat};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+/// Mode bits of a file that are taken from its source: scp's, without set-user-ID and its kin.
+const FILE_MODE: u32 = 0o777;
+/// Leftovers that are named; more are only counted.
+const MOST_NAMED: usize = 8;
+
+/// A file whose bytes are complete, durable where asked, and verified.
+#[derive(Debug)]
+pub(super) struct Complete {
+    pub(super) number: u64,
+    pub(super) made: Made,
+    pub(super) attributes: Attributes,
+    /// Its check value.
+    pub(super) check: u64,
+}
+
+/// A directory whose children are all done with.
+#[derive(Debug)]
+pub(super) struct Full {
+    /// The directory's own number.
+    pub(super) number: u64,
+    pub(super) directory: Arc<Directory>,
+    /// What it lies in.
+    pub(super) parent: Arc<Directory>,
+    /// `None` for the target itself, whose mode and times are not the sender's to set.
+    pub(super) attributes: Option<Attributes>,
+}
+
+/// Publishes files: mode, times, name; then the directories are made durable, each once.
+pub(super) fn publish(
+    files: Vec<Complete>,
+    options: &TransferOptions,
+    umask: u32,
+    space: &Space,
+) -> Vec<(u64, Result<u64, String>)> {
+    let mut placed = Vec::with_capacity(files.len());
+    for file in files {
+        let Complete { number, made, attributes, check } = file;
+        space.release(number);
+        let parent = Arc::clone(&made.parent);
+        let outcome = parent.wait().ok_or_else(String::new).and_then(|held| {
+            dress(&made, &attributes, options.preserve, umask)?;
+            name(made, held)
+        });
+        placed.push((number, check, parent, outcome));
+    }
+    let sync = if options.durable {
+        let good = placed.iter().filter(|(_, _, _, outcome)| outcome.is_ok());
+        Sync::run(good.filter_map(|(_, _, parent, _)| parent.wait()))
+    } else {
+        Sync::default()
+    };
+    placed
+        .into_iter()
+        .map(|(number, check, parent, outcome)| {
+            let durable = || parent.wait().map_or(Ok(()), |held| sync.of(held));
+            (number, outcome.and_then(|()| durable()).map(|()| check))
+        })
+        .collect()
+}
+
+/// Gives a file its mode and times.
+fn dress(made: &Made, attributes: &Attributes, preserve: bool, umask: u32) -> Result<(), String> {
+    let source = attributes.mode & FILE_MODE;
+    let wanted = match (preserve, made.old_mode, &made.place) {
+        (true, _, _) => Some(source),
+        // Kept by being left alone.
+        (false, _, PlacedAt::Existing) => None,
+        (false, Some(old), _) => Some(old),
+        (false, None, _) => Some(source & !umask),
+    };
+    if let Some(mode) = wanted {
+        match fchmod(&made.file, Mode::from_raw_mode(mode)) {
+            Ok(()) => {}
+            // A file system without modes: nobody asked for this one.
+            Err(Errno::PERM | Errno::OPNOTSUPP) if !preserve => {}
+            Err(error) => return Err(format!("its mode cannot be set: {}", why(error))),
+        }
+    }
+    if preserve {
+        futimens(&made.file, &times(attributes))
+            .map_err(|error| format!("its times cannot be set: {}", why(error)))?;
+    }
+    Ok(())
+}
+
+/// Gives a file its final name, if it is still the file that was written.
+fn name(made: Made, held: &Held) -> Result<(), String> {
+    let stat = fstat(&made.file).map_err(why)?;
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if size != made.spec.size {
+        return Err(format!(
+            "has {size} bytes where {} were written: someone else changed it",
+            made.spec.size
+        ));
+    }
+    match made.place {
+        PlacedAt::Existing => Ok(()),
+        PlacedAt::New(own) | PlacedAt::Temporary(own) if !own.leads_to(held, &stat) => {
+            // Whatever has that name now is not this session's to remove.
+            own.keep();
+            Err("its temporary file was removed or replaced before it was complete".into())
+        }
+        PlacedAt::New(own) => {
+            own.keep();
+            Ok(())
+        }
+        PlacedAt::Temporary(own) => {
+            renameat(held.as_fd(), own.name.as_slice(), held.as_fd(), made.name.as_slice()).map_err(why)?;
+            own.keep();
+            Ok(())
+        }
+    }
+}
+
+/// Gives directories their mode and times, and makes them durable.
+pub(super) fn finish_all(
+    full: Vec<Full>,
+    options: &TransferOptions,
+    umask: u32,
+) -> Vec<(u64, Result<(), String>)> {
+    let finished: Vec<_> = full
+        .into_iter()
+        .map(|full| {
+            let outcome = match (full.directory.wait(), &full.attributes) {
+                (Some(held), Some(attributes)) => finish(held, attributes, options.preserve, umask),
+                _ => Ok(()),
+            };
+            (full, outcome)
+        })
+        .collect();
+    let sync = if options.durable {
+        let both = finished.iter().flat_map(|(full, _)| [full.directory.wait(), full.parent.wait()]);
+        Sync::run(both.flatten())
+    } else {
+        Sync::default()
+    };
+    let durable = |directory: &Directory| directory.wait().map_or(Ok(()), |held| sync.of(held));
+    finished
+        .into_iter()
+        .map(|(full, outcome)| {
+            let outcome =
+                outcome.and_then(|()| durable(&full.directory)).and_then(|()| durable(&full.parent));
+            (full.number, outcome)
+        })
+        .collect()
+}
+
+/// Numbers for an error of a full disk or a quota, taken before the failed file is removed.
+pub(super) fn with_numbers(text: &str, errno: i32, made: &Made) -> String {
+    let full = [Errno::NOSPC, Errno::DQUOT].iter().any(|error| error.raw_os_error() == errno);
+    match made.parent.wait().and_then(free) {
+        Some(free) if full => format!("{text} ({} bytes needed, {free} available)", made.spec.size),
+        _ => text.to_owned(),
+    }
+}
+
+/// A remark about temporary files that an earlier run left in this directory.
+pub(super) fn leftovers(directory: &Directory) -> Option<String> {
+    let held = directory.wait()?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entries = Dir::new(openat(held.as_fd(), c".", flags, Mode::empty()).ok()?).ok()?;
+    let mut names = Vec::new();
+    let mut count = 0_u64;
+    for entry in entries.flatten() {
+        if is_temporary(entry.file_name().to_bytes()) {
+            count += 1;
+            if names.len() < MOST_NAMED {
+                names.push(String::from_utf8_lossy(entry.file_name().to_bytes()).into_owned());
+            }
+        }
+    }
+    if count == 0 {
+        return None;
+    }
+    let more = if count > MOST_NAMED as u64 { ", …" } else { "" };
+    Some(format!(
+        "{}: {count} temporary file{} of an interrupted or still running escp: {}{more}; remove what no \
+         running escp writes to",
+        crate::escape::escaped(&directory.node.path()),
+        if count == 1 { "" } else { "s" },
+        names.join(", ")
+    ))
+}

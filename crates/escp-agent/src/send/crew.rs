@@ -1,0 +1,113 @@
+//! The threads that walk, open and look again.
+
+use super::Source;
+use super::gate::Gate;
+use super::open::{Offered, Original, open, recheck};
+use super::walk::{Found, Walk, walk};
+use crate::limits;
+use crate::link::TransferOptions;
+use crate::pool::{Pool, join_until};
+use crate::storage::Memory;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// What the threads are given.
+enum Job {
+    /// Open these; `batch` counts from 0.
+    Open { batch: u64, found: Vec<Found> },
+    /// These were read, with these check values.
+    Recheck(Vec<(u64, u64, Arc<Original>)>),
+}
+
+/// What the threads answer.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// In any order: `batch` says which these were.
+    Opened { batch: u64, offered: Vec<Offered> },
+    /// The walk is over; it gave so many batches.
+    Walked { batches: u64 },
+    /// Number, check value, and whether the file is still what it was.
+    Rechecked(Vec<(u64, u64, Result<(), String>)>),
+}
+
+/// The threads of a sending session. Dropping it ends them.
+pub(super) struct Crew {
+    gate: Arc<Gate>,
+    walker: Option<JoinHandle<()>>,
+    pool: Pool<Job>,
+}
+
+impl Crew {
+    /// Starts the walk, held back by [`Crew::allow`], and the threads that open what it finds.
+    pub(super) fn start(
+        sources: Vec<Source>,
+        options: TransferOptions,
+    ) -> std::io::Result<(Self, UnboundedReceiver<Done>)> {
+        let (answer, answers) = unbounded_channel();
+        let memory = Memory::default();
+        let opened = answer.clone();
+        let pool = Pool::start("escp-open", move |job, stop: &AtomicBool| {
+            do_job(job, options.direct, &memory, &opened, stop);
+        })?;
+        let gate = Arc::new(Gate::default());
+        let held = Arc::clone(&gate);
+        let giver = pool.giver();
+        let deepest = limits::deepest_tree();
+        let walker = std::thread::Builder::new().name("escp-walk".into()).spawn(move || {
+            let mut batches = 0;
+            let mut give = |found| {
+                if let Some(giver) = &giver {
+                    // Nobody listens only when the session is over.
+                    let _ = giver.send(Job::Open { batch: batches, found });
+                    batches += 1;
+                }
+            };
+            walk(sources, Walk { recursive: options.recursive, deepest, gate: &held, give: &mut give });
+            let _ = answer.send(Done::Walked { batches });
+        })?;
+        Ok((Self { gate, walker: Some(walker), pool }, answers))
+    }
+
+    /// Lets the walk find `total` things since its start.
+    pub(super) fn allow(&self, total: u64) {
+        self.gate.allow(total);
+    }
+
+    /// Has files looked at again that were read with these check values.
+    pub(super) fn recheck(&self, files: Vec<(u64, u64, Arc<Original>)>) {
+        self.pool.give(Job::Recheck(files));
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.gate.close();
+        if let Some(walker) = self.walker.take() {
+            // Only a hung mount keeps it longer, and then nothing here waits for it.
+            join_until(walker, Instant::now() + Duration::from_secs(1));
+        }
+    }
+}
+
+fn do_job(job: Job, direct: bool, memory: &Memory, answer: &UnboundedSender<Done>, stop: &AtomicBool) {
+    let done = match job {
+        Job::Open { batch, found } => {
+            let mut offered = Vec::with_capacity(found.len());
+            for found in found {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                offered.push(open(found, direct, memory));
+            }
+            Done::Opened { batch, offered }
+        }
+        Job::Recheck(files) => Done::Rechecked(
+            files.into_iter().map(|(number, check, original)| (number, check, recheck(&original))).collect(),
+        ),
+    };
+    // Nobody listens only when the session is over.
+    let _ = answer.send(done);
+}
