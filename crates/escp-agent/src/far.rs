@@ -1,7 +1,7 @@
 //! The far end of a session: what `escp --server` does under ssh.
 
 use crate::control::{ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up};
-use crate::establish::{self, Opening};
+use crate::establish::{self, Opening, PEER_GAVE_UP};
 use crate::link::{HangUp, Link, Observer, SessionError, TransferOptions};
 use crate::receive::{Target, receive_files};
 use crate::send::{Source, expand_sources, send_files};
@@ -105,7 +105,12 @@ where
             }
         }
         Err(error) => {
-            writer.send_failure(&error).await;
+            // What the near side said itself it need not hear again.
+            let said_by_near = error.text.starts_with(PEER_GAVE_UP)
+                || matches!(monitor.end_within(Duration::ZERO).await, Some(ChannelEnd::Failed(_)));
+            if !said_by_near {
+                writer.send_failure(&error).await;
+            }
             Err(error)
         }
     }

@@ -6,7 +6,7 @@ use crate::control::{
     ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up, peer_failure,
 };
 use crate::dial::{self, Family, Targets};
-use crate::establish::{self, Opening};
+use crate::establish::{self, Opening, PEER_GAVE_UP};
 use crate::link::{HangUp, Link, Observer, SessionError, TransferOptions};
 use crate::receive::{Target, receive_files};
 use crate::send::{Source, send_files};
@@ -189,12 +189,13 @@ where
     note_listening(&job.host, &listening, &*observer);
     let mut monitor = Monitor::start(reader, job.host.clone(), hang_up);
     let moved = connect_and_move(opening, &listening, &job, stop, observer).await;
-    conclude(moved, &mut writer, &mut monitor).await
+    conclude(moved, &job.host, &mut writer, &mut monitor).await
 }
 
 /// Says goodbye, or why not; and prefers what the far side says about a failure to how it looks from here.
 async fn conclude<W: AsyncWrite + Unpin>(
     moved: Result<Tally, SessionError>,
+    host: &str,
     writer: &mut ControlWriter<W>,
     monitor: &mut Monitor,
 ) -> Result<Tally, SessionError> {
@@ -209,12 +210,19 @@ async fn conclude<W: AsyncWrite + Unpin>(
             }
         }
         Err(error) => {
-            writer.send_failure(&error).await;
-            let by_signal = status::graver(error.status, status::INTEGRITY);
-            match monitor.end_within(LAST_WORDS).await {
-                Some(ChannelEnd::Failed(said)) if !by_signal => Err(said),
-                _ => Err(error),
+            let told = error.text.strip_prefix(PEER_GAVE_UP).map(str::to_owned);
+            if told.is_some() || error.status == status::LOST {
+                // The far agent knows better, and may be about to say so.
+                if let Some(ChannelEnd::Failed(said)) = monitor.end_within(LAST_WORDS).await {
+                    return Err(said);
+                }
             }
+            let error = match told {
+                Some(reason) => SessionError { text: format!("{host}: {reason}"), ..error },
+                None => error,
+            };
+            writer.send_failure(&error).await;
+            Err(error)
         }
     }
 }
@@ -334,12 +342,13 @@ async fn connect_and_move(
         NearTransfer::Upload { sources, .. } => {
             send_files(&mut link, sources.clone(), job.options, observer, &job.host).await
         }
-        NearTransfer::Download { target, directory_required, .. } => {
+        NearTransfer::Download { sources: asked, target, directory_required } => {
             let target = if job.options.dummy {
                 Target::dummy()
             } else {
-                match Target::resolve(target, *directory_required || sources > 1, sources) {
-                    Ok(target) => target,
+                // At least one: 0 would mean an upload.
+                match Target::resolve(target, *directory_required, sources.max(1)) {
+                    Ok(target) => target.requested(asked),
                     Err(error) => return Err(Opening { engine: link.engine }.abort(error).await),
                 }
             };
@@ -413,3 +422,7 @@ async fn request(opening: &mut Opening, job: &NearJob, observer: &dyn Observer) 
         }),
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod session_tests;
