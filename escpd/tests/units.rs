@@ -112,7 +112,10 @@ fn the_units_agree_with_the_defaults_of_the_configuration() {
     let config = escp_config::Config::default();
     let path = config.socket.to_str().unwrap();
     assert_eq!(values(&socket, "ListenSequentialPacket"), [path]);
-    assert!(values(&service, "BindPaths").iter().any(|paths| paths.contains("/run/escp")));
+    // The socket's directory is one that the service may write to, and sees.
+    let directory = config.socket.parent().and_then(|parent| parent.strip_prefix("/run").ok()).unwrap();
+    assert_eq!(values(&service, "RuntimeDirectory"), [directory.to_str().unwrap()]);
+    assert!(service.contains(escp_config::DEFAULT_PATH));
 
     let memory = config.limits.sessions as u64 * config.limits.memory_per_session;
     let locked = values(&service, "LimitMEMLOCK");
@@ -135,6 +138,8 @@ fn the_service_keeps_what_its_work_needs() {
     assert_eq!(values(&service, "CapabilityBoundingSet"), [""]);
     assert_eq!(values(&service, "RestrictAddressFamilies"), ["AF_UNIX AF_INET AF_INET6"]);
     assert_eq!(values(&service, "User"), ["escp"]);
+    // TemporaryFileSystem=/ would be undone by ProtectSystem=strict.
+    assert_eq!(values(&service, "RootDirectory").len(), 1);
     let filter = values(&service, "SystemCallFilter").join(" ");
     assert!(filter.contains("@aio"), "io_uring is not allowed: {filter}");
     if let Some(output) = run("systemd-analyze", &["syscall-filter", "@aio"]) {
