@@ -2,6 +2,8 @@
 //!
 //! Where such a program is missing, the test says so on its output and checks nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
