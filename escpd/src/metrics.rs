@@ -93,7 +93,7 @@ fn sessions(registry: &Registry, ledger: &Ledger) -> Result<(), Error> {
     )?;
 
     let refused: Vec<_> = ledger.turned_away().into_iter().map(|(why, count)| (why.name(), count)).collect();
-    let help = "Local users that got no session and were left to an embedded engine, by reason.";
+    let help = "Local connections that got no session, by reason; their users were told it.";
     counters(registry, "escp_sessions_refused_total", help, "reason", &refused)?;
 
     let engines = |totals: &[u64]| {

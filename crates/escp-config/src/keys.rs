@@ -194,7 +194,7 @@ pub static KEYS: &[Key] = &[
         values: "1 to 4096",
         reader: Reader::Daemon,
         applies: Applies::AtOnce,
-        meaning: "Sessions at a time. A user over the limit is served by an embedded engine instead.",
+        meaning: "Sessions at a time. A user over the limit is told so, and escp ends with status 3.",
         set: |c, v| assign(&mut c.limits.sessions, number(v, 1..=4096)),
         get: |c| c.limits.sessions.to_string(),
     },
@@ -210,19 +210,21 @@ pub static KEYS: &[Key] = &[
     Key {
         name: "limits.memory_per_session",
         values: "16M to 64G",
-        reader: Reader::Daemon,
+        reader: Reader::Both,
         applies: Applies::AtOnce,
-        meaning: "Buffer memory of one session. A transfer that asks for more gets fewer blocks in flight. \
-                  LimitMEMLOCK of the unit should hold this for all sessions together.",
+        meaning: "Buffer memory of one session, in escpd or in an engine of escp's own. A transfer that asks for \
+                  more gets fewer blocks in flight. LimitMEMLOCK of the unit should hold this for all \
+                  sessions together.",
         set: |c, v| assign(&mut c.limits.memory_per_session, size(v, (16 << 20)..=(64 << 30))),
         get: |c| format_size(c.limits.memory_per_session),
     },
     Key {
         name: "limits.rate_per_session",
         values: "bits per second, 1M to 10T, or `off`",
-        reader: Reader::Daemon,
+        reader: Reader::Both,
         applies: Applies::AtOnce,
-        meaning: "The most a session of this host may send. A new value counts for new sessions.",
+        meaning: "The most a session of this host may send, through escpd or an engine of escp's own. A new value \
+                  counts for new sessions.",
         set: |c, v| assign(&mut c.limits.rate_per_session, off(v, rate)),
         get: |c| off_or(c.limits.rate_per_session, format_rate),
     },
