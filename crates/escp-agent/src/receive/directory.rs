@@ -75,7 +75,7 @@ impl Promise {
         };
         let open = |flags| {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-            openat2(parent.as_fd(), name, flags | OFlags::NOFOLLOW, Mode::empty(), resolve)
+            openat2(parent.as_fd(), name, flags, Mode::empty(), resolve)
         };
         let mut held = hold(open(OPEN), open).map_err(|error| match error {
             Errno::LOOP => "is a symbolic link, and links below the target are not followed".into(),
