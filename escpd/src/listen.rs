@@ -123,9 +123,8 @@ impl LocalSocket {
 
     /// Listens under a name of its own first: the rename puts it in place of a dead one in one step.
     fn make(path: &Path) -> io::Result<Self> {
-        let mut own = path.as_os_str().to_owned();
-        own.push(format!(".{}", std::process::id()));
-        let own = PathBuf::from(own);
+        // Short: a socket's path has 107 bytes at most.
+        let own = path.with_file_name(format!(".{}", std::process::id()));
         // Left behind by a daemon of the same process id that was killed right here.
         let _ = std::fs::remove_file(&own);
         let descriptor = seqpacket::listen(&own, SOCKET_MODE, BACKLOG)?;

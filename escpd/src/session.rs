@@ -139,7 +139,7 @@ impl Session {
         let over = tokio::select! {
             status = self.child.wait() => Err(status),
             error = errands => Ok((None, format!("it takes no messages: {error}"))),
-            error = desk.receive(channel) => Ok((None, error)),
+            Some(error) = desk.receive(channel) => Ok((None, error)),
             verdict = outlived(agent, hall.phase.clone(), said) => Ok(verdict),
         };
         let (result, reason) = match over {
@@ -227,8 +227,8 @@ struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    /// Returns when the worker breaks the rules, and how; waits for ever once the channel is closed.
-    async fn receive(&self, channel: &Channel) -> String {
+    /// Returns when the worker breaks the rules, and how; `None` when it closed the channel.
+    async fn receive(&self, channel: &Channel) -> Option<String> {
         let mut buffer = FrameBuffer::new();
         loop {
             match link::from_worker(channel, &mut buffer).await {
@@ -238,14 +238,14 @@ impl Desk<'_> {
                     let answer = self.hall.routes.register(self.key, self.uid, session, key, lanes);
                     // One is registered, so more than a few answers in wait are not an honest worker's.
                     if self.replies.try_send(answer).is_err() {
-                        return "it asks without waiting for answers".to_owned();
+                        return Some("it asks without waiting for answers".to_owned());
                     }
                 }
                 Ok(Some(ToBroker::Ended(result))) => {
                     self.said.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(result);
                 }
-                Ok(None) => return std::future::pending().await,
-                Err(error) => return format!("it breaks the rules: {error}"),
+                Ok(None) => return None,
+                Err(error) => return Some(format!("it breaks the rules: {error}")),
             }
         }
     }

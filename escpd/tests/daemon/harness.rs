@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Program, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -213,6 +214,18 @@ impl Party {
         self.engine.commands.send(Command::AddFiles(vec![(spec, Some(file))])).await.unwrap();
     }
 
+    /// Has the other side's agent told that the files added so far are ready, as agents do.
+    pub(crate) async fn announce(&self, other: &mut Self) {
+        self.engine.commands.send(Command::Message(b"ready".to_vec())).await.unwrap();
+        loop {
+            match other.next().await {
+                Event::Message(message) => return assert_eq!(message, b"ready"),
+                Event::Failed(failure) => panic!("{failure}"),
+                _ => {}
+            }
+        }
+    }
+
     pub(crate) async fn send_whole(&self, file: u64, length: u64) {
         let extent = Extent { file, offset: 0, length, kind: ExtentKind::Data };
         self.engine.commands.send(Command::Schedule(vec![extent])).await.unwrap();
@@ -316,13 +329,13 @@ fn http(address: SocketAddr, path: &str) -> Option<String> {
 /// First and last of some ports that nobody uses: below the range the kernel takes ports of dialling
 /// sockets from, else another test's connection could have one of them.
 fn free_ports(count: u16) -> (u16, u16) {
-    let start = u16::try_from(std::process::id() % 1500).unwrap() * 8 + 18_000;
-    for attempt in 0..1500_u16 {
-        let first = 18_000 + (start - 18_000 + attempt * 8) % 12_000;
-        let free = |port| TcpListener::bind(("::", port)).is_ok();
-        if (first..first + count).all(free) {
+    // Tests of one process, and of others, begin at different places.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let turn = std::process::id().wrapping_mul(97) + NEXT.fetch_add(1, Relaxed);
+        let first = 18_000 + u16::try_from(turn % 1500).unwrap() * 8;
+        if (first..first + count).all(|port| TcpListener::bind(("::", port)).is_ok()) {
             return (first, first + count - 1);
         }
     }
-    panic!("no free ports");
 }

@@ -4,9 +4,10 @@ use crate::harness::{
     DAEMON_UID, Daemon, OTHER_UID, is_root, next, open, options, powerless, reachable, until,
 };
 use escp_engine_api::{Command, Direction, EngineKind, Listen, Side};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::Stdio;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const UNPROVEN: &str = "escp_connections_refused_total ";
@@ -36,8 +37,11 @@ async fn the_daemon_has_as_many_sessions_as_configured() {
 }
 
 /// Opens a session of a given id and returns what is said about it.
-async fn opening(socket: &std::path::Path, session: u8) -> String {
-    let mut engine = escp_ipc::connect(socket).await.unwrap();
+async fn opening(socket: &Path, session: u8) -> String {
+    let mut engine = match escp_ipc::connect(socket).await {
+        Ok(engine) => engine,
+        Err(error) => return error.to_string(),
+    };
     let listen = Some(Listen { first_port: 0, last_port: 0 });
     let mut options = options(session, Side::Far, Direction::Receive, EngineKind::Uring);
     options.listen = listen;
@@ -61,22 +65,38 @@ async fn a_session_id_that_is_taken_is_refused_whoever_asks() {
     if !is_root() {
         return println!("SKIPPED: acting as another user needs root");
     }
-    let test = reachable(daemon.directory.path(), &std::env::current_exe().unwrap());
-    let mut agent = powerless(OTHER_UID, &test)
-        .args(["limits::another_users_agent", "--exact", "--nocapture"])
-        .env("ESCPD_TEST_SOCKET", &daemon.socket)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(agent.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let other = lines.filter_map(|line| line.strip_prefix("SAID ").map(str::to_owned)).next();
-    assert!(agent.wait().unwrap().success());
+    let other = said_to_another_user(&daemon);
     // To the letter the same: nobody learns whose it is.
-    assert_eq!(other.unwrap(), own);
+    assert_eq!(other, own);
     let owner = rustix::process::geteuid().as_raw();
     let line = format!("a user named another user's session uid={OTHER_UID} owner={owner}");
     assert!(daemon.log().contains(&line), "{}", daemon.log());
     assert_ne!(OTHER_UID, DAEMON_UID);
+}
+
+/// What a process of another user is told when it opens session 7.
+fn said_to_another_user(daemon: &Daemon) -> String {
+    let test = reachable(daemon.directory.path(), &std::env::current_exe().unwrap());
+    let output = powerless(OTHER_UID, &test)
+        .args(["limits::another_users_agent", "--exact", "--nocapture"])
+        .env("ESCPD_TEST_SOCKET", &daemon.socket)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    text.lines().find_map(|line| line.strip_prefix("SAID ")).unwrap().to_owned()
+}
+
+#[test]
+fn a_socket_that_is_narrowed_keeps_others_out() {
+    if !is_root() {
+        return println!("SKIPPED: acting as another user needs root");
+    }
+    let daemon = Daemon::start("");
+    assert!(said_to_another_user(&daemon).starts_with("Opened("));
+    std::fs::set_permissions(&daemon.socket, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let expected = format!("no right to use escpd's socket {}", daemon.socket.display());
+    assert_eq!(said_to_another_user(&daemon), expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,6 +27,7 @@ async fn moves_a_file(kind: EngineKind) {
     let (mut near, mut far) = daemon.pair(1, kind).await;
     assert_eq!((near.opened.daemon, near.opened.ports.len()), (true, 0));
     far.add(9, length as u64, fs::File::create(&target).unwrap().into()).await;
+    far.announce(&mut near).await;
     near.add(9, length as u64, fs::File::open(&source).unwrap().into()).await;
     near.send_whole(9, length as u64).await;
     assert_eq!(near.reported().await, far.reported().await);
@@ -40,13 +41,13 @@ async fn moves_a_file(kind: EngineKind) {
     }
     assert!(fs::read(&source).unwrap() == fs::read(&target).unwrap());
     drop((near, far));
-    until("the workers are gone", || daemon.workers().is_empty());
+    until("both sessions are over", || daemon.metric("escp_sessions_active ") == 0);
+    assert!(daemon.workers().is_empty());
     let total = |sample: &str| daemon.metric(sample);
     assert_eq!(total("escp_bytes_disk_total{direction=\"in\"}"), length as u64);
     assert_eq!(total("escp_bytes_disk_total{direction=\"out\"}"), length as u64);
     assert_eq!(total("escp_sessions_total{result=\"ended\"}"), 2);
     assert_eq!(total(&format!("escp_engine_sessions_total{{engine=\"{kind}\"}}")), 2);
-    assert_eq!(total("escp_sessions_active "), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,6 +68,7 @@ async fn a_killed_worker_is_a_loss_and_its_counters_are_kept() {
     let (mut near, mut far) = daemon.pair(1, EngineKind::Posix).await;
     let target = fs::File::create(directory.path().join("target")).unwrap();
     far.add(9, length as u64, target.into()).await;
+    far.announce(&mut near).await;
     near.add(9, length as u64, fs::File::open(&source).unwrap().into()).await;
     near.send_whole(9, length as u64).await;
     near.reported().await;
@@ -100,7 +102,8 @@ async fn the_agents_end_is_the_workers_end() {
     assert!(matches!(event, Event::Failed(_)), "{event:?}");
     assert!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
     drop(far);
-    until("both workers are gone", || daemon.workers().is_empty());
+    until("both sessions are over", || daemon.metric("escp_sessions_active ") == 0);
+    assert!(daemon.workers().is_empty());
     assert_eq!(daemon.metric("escp_sessions_total{result=\"agent_gone\"}"), 1);
 }
 
@@ -115,7 +118,8 @@ async fn a_worker_that_hangs_is_killed_once_its_agent_is_gone() {
     std::thread::sleep(Duration::from_secs(2));
     assert!(workers.iter().all(|worker| lives(*worker)), "killed although its agent is there");
     drop((near, far));
-    until("they were killed", || daemon.workers().is_empty());
+    until("they were killed", || daemon.metric("escp_sessions_active ") == 0);
+    assert!(daemon.workers().is_empty());
     assert_eq!(daemon.metric("escp_sessions_total{result=\"agent_gone\"}"), 2);
     assert!(daemon.log().contains("its agent is gone and it does not end"), "{}", daemon.log());
 }
