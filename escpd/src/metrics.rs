@@ -198,6 +198,7 @@ mod tests {
     use escp_sys::counters::CounterPage;
     use std::collections::BTreeSet;
     use std::io::Write;
+    use std::path::Path;
     use std::process::{Command, Stdio};
 
     fn example() -> String {
@@ -284,6 +285,35 @@ mod tests {
         let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         assert!(text.contains("escp_x_total{of=\"a\\\"b\\\\c\\nd\"} 1\n"), "{text}");
         assert!(text.contains("# HELP escp_x_total Help\\nwith \\\\ signs.\n"), "{text}");
+    }
+
+    fn families() -> BTreeSet<String> {
+        let name = |line: &str| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned);
+        example().lines().filter_map(name).collect()
+    }
+
+    /// Words of a file that look like a family of ours.
+    fn named_in(path: &str) -> BTreeSet<String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+        let text = std::fs::read_to_string(path).unwrap();
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        words.filter(|word| word.starts_with("escp_")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_handbook_and_the_alerts_name_what_there_is() {
+        let families = families();
+        let handbook = named_in("docs/OPERATIONS.md");
+        let missing: Vec<_> = families
+            .iter()
+            .filter(|family| family.starts_with("escp_") && !handbook.contains(*family))
+            .collect();
+        assert!(missing.is_empty(), "not in docs/OPERATIONS.md: {missing:?}");
+        // Options of the command line have the same prefix.
+        let other = ["escp_port", "escp_portrange"];
+        for named in handbook.union(&named_in("config/prometheus/escp.rules.yml")) {
+            assert!(families.contains(named) || other.contains(&named.as_str()), "{named} is no family");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The service units, checked with systemd's own programs.
+//! The service units and the examples for Prometheus, checked with systemd's and Prometheus' own programs.
 //!
 //! Where such a program is missing, the test says so on its output and checks nothing.
 
@@ -29,7 +29,7 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Runs a program of systemd; `None`, with a visible word, where it is missing.
+/// Runs a program; `None`, with a visible word, where it is missing.
 fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     match Command::new(program).args(arguments).env("SYSTEMD_COLORS", "0").output() {
         Ok(output) => Some(output),
@@ -106,6 +106,15 @@ fn the_user_and_the_directory_can_be_made() {
     let Some(output) = run("systemd-tmpfiles", &arguments) else { return };
     assert!(output.status.success(), "{}", said(&output));
     assert!(root.path().join("run/escp").is_dir());
+}
+
+#[test]
+fn the_example_configuration_of_prometheus_is_sound() {
+    let config = shipped("../config/prometheus/scrape.yml");
+    let Some(output) = run("promtool", &["check", "config", config.to_str().unwrap()]) else { return };
+    assert!(output.status.success(), "{}", said(&output));
+    let address = escp_config::Config::default().metrics.unwrap().to_string();
+    assert!(fs::read_to_string(config).unwrap().contains(&address));
 }
 
 #[test]
