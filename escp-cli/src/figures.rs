@@ -55,6 +55,16 @@ pub(crate) fn duration(time: Duration) -> String {
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
+/// `0.024 s`, `6.1 s`, `1:02:03`: three digits or more.
+pub(crate) fn precise(time: Duration) -> String {
+    let millis = time.as_millis();
+    match millis {
+        0..1000 => format!("0.{millis:03} s"),
+        1000..100_000 => format!("{}.{} s", millis / 1000, millis % 1000 / 100),
+        _ => duration(time),
+    }
+}
+
 /// `12,345`.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -96,6 +106,9 @@ mod tests {
         assert_eq!(Figures { bits: false }.rate(1 << 30), "1.00 GiB/s");
         assert_eq!(duration(Duration::from_millis(7900)), "0:07");
         assert_eq!(duration(Duration::from_secs(3723)), "1:02:03");
+        for (millis, shown) in [(0, "0.000 s"), (24, "0.024 s"), (6190, "6.1 s"), (3_723_000, "1:02:03")] {
+            assert_eq!(precise(Duration::from_millis(millis)), shown);
+        }
         assert_eq!(
             (grouped(0), grouped(999), grouped(1_234_567)),
             ("0".into(), "999".into(), "1,234,567".into())

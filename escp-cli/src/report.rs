@@ -1,6 +1,6 @@
 //! What is said at the end: failed files, the reason of a session's failure, the summary.
 
-use crate::figures::{Figures, counted, size};
+use crate::figures::{Figures, counted, precise, size};
 use escp_agent::escape::{escaped, foreign_text};
 use escp_agent::link::SessionError;
 use escp_agent::status;
@@ -77,7 +77,7 @@ fn summary(tally: &Tally, time: Duration, figures: Figures) -> String {
     let millis = time.as_millis().max(1);
     let rate = u128::from(tally.bytes) * 1000 / millis;
     let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-    let _ = write!(line, ", {} in {}.{} s", size(tally.bytes), millis / 1000, millis % 1000 / 100);
+    let _ = write!(line, ", {} in {}", size(tally.bytes), precise(time));
     let _ = write!(line, ", {}", figures.rate(rate));
     if tally.failed > 0 {
         let _ = write!(line, "; {} failed", tally.failed);

@@ -21,6 +21,8 @@ pub(crate) const PEER_GAVE_UP: &str = "the other side gave up: ";
 pub(crate) struct Opening {
     /// The engine.
     pub(crate) engine: EngineHandle,
+    /// A message of the peer's agent that overtook the news that all lanes are up.
+    early: Option<Vec<u8>>,
 }
 
 /// Bytes from the kernel's generator.
@@ -42,7 +44,7 @@ where
     E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
 {
     let opened = timeout(OPEN_DEADLINE, async {
-        let mut opening = Opening { engine: engine().await? };
+        let mut opening = Opening::of(engine().await?);
         opening.command(Command::Open(Box::new(options))).await?;
         loop {
             match opening.event().await? {
@@ -86,11 +88,20 @@ fn engine_gone() -> SessionError {
     SessionError { status: status::LOST, text: "the engine of this host ended without a word".into() }
 }
 
+fn violation(what: &str) -> SessionError {
+    SessionError { status: status::INTEGRITY, text: format!("the other side broke the protocol: {what}") }
+}
+
 fn failed(failure: Failure) -> SessionError {
     SessionError { status: status::of_fault(failure.fault, false), text: failure.text }
 }
 
 impl Opening {
+    /// An engine of which nothing was heard.
+    pub(crate) fn of(engine: EngineHandle) -> Self {
+        Self { engine, early: None }
+    }
+
     /// Gives the engine a command.
     pub(crate) async fn command(&mut self, command: Command) -> Result<(), SessionError> {
         match self.engine.commands.send(command).await {
@@ -117,6 +128,9 @@ impl Opening {
             match self.event().await? {
                 Event::Connected => return Ok(()),
                 Event::Note(note) => observer.note(&note),
+                // The peer may see its lanes up, and speak, a moment before this side does.
+                Event::Message(bytes) if self.early.is_none() => self.early = Some(bytes),
+                Event::Message(_) => return Err(violation("it speaks out of turn")),
                 _ => {}
             }
         }
@@ -124,14 +138,14 @@ impl Opening {
 
     /// Waits for the first message of the peer's agent.
     pub(crate) async fn message(&mut self, observer: &dyn Observer) -> Result<AgentMessage, SessionError> {
+        let decode =
+            |bytes: &[u8]| AgentMessage::decode(bytes).map_err(|error| violation(&error.to_string()));
+        if let Some(bytes) = self.early.take() {
+            return decode(&bytes);
+        }
         loop {
             match self.event().await? {
-                Event::Message(bytes) => {
-                    return AgentMessage::decode(&bytes).map_err(|error| SessionError {
-                        status: status::INTEGRITY,
-                        text: format!("the other side broke the protocol: {error}"),
-                    });
-                }
+                Event::Message(bytes) => return decode(&bytes),
                 Event::Silent { seconds, stage } => observer.silent(seconds, &stage.to_string()),
                 Event::Note(note) => observer.note(&note),
                 _ => {}

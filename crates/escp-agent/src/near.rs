@@ -349,7 +349,7 @@ async fn connect_and_move(
                 // At least one: 0 would mean an upload.
                 match Target::resolve(target, *directory_required, sources.max(1)) {
                     Ok(target) => target.requested(asked),
-                    Err(error) => return Err(Opening { engine: link.engine }.abort(error).await),
+                    Err(error) => return Err(Opening::of(link.engine).abort(error).await),
                 }
             };
             receive_files(&mut link, target, job.options, observer, &job.host).await

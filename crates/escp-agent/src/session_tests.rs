@@ -10,6 +10,7 @@ use crate::tally::{FailedFile, Tally};
 use escp_engine_api::{
     Command, EngineHandle, EngineKind, Event, Failure, Fault, JobOptions, Opened, Side, engine_pair,
 };
+use escp_proto::agent::{AgentMessage, Request, Transfer};
 use escp_proto::control::{ControlFailure, ControlMessage, Hello, Listening};
 use escp_proto::{ProtocolError, VERSION};
 use std::sync::{Arc, Mutex};
@@ -75,6 +76,32 @@ fn far_settings() -> FarSettings {
         memory: 1 << 40,
         posix_only: false,
     }
+}
+
+/// An engine whose peer speaks before it says that its lanes are up.
+fn overtaken(message: Vec<u8>) -> EngineHandle {
+    let (handle, mut port) = engine_pair();
+    tokio::spawn(async move {
+        while let Some(command) = port.commands.recv().await {
+            let events = match command {
+                Command::Open(options) => {
+                    let kind = options.kind;
+                    let ports = vec![1];
+                    let opened = Opened { kind, kind_reason: None, ports, port_note: None, daemon: false };
+                    vec![Event::Opened(opened), Event::Message(message.clone()), Event::Connected]
+                }
+                Command::Message(_) => {
+                    let text = "the answer arrived".into();
+                    vec![Event::Failed(Failure { fault: Fault::Lost, text })]
+                }
+                _ => Vec::new(),
+            };
+            for event in events {
+                let _ = port.events.send(event).await;
+            }
+        }
+    });
+    handle
 }
 
 /// What an engine was asked for.
@@ -356,6 +383,31 @@ async fn a_near_side_that_breaks_the_protocol_gets_no_engine() {
         assert_eq!(error.status, due, "{bytes:?}: {error}");
         assert!(asked.options.lock().unwrap().is_none(), "{bytes:?}");
     }
+}
+
+#[tokio::test]
+async fn a_request_that_overtakes_the_last_lane_is_heard() {
+    let request = Request {
+        transfer: Transfer::Download { sources: vec![b"dummy:1".to_vec()] },
+        recursive: false,
+        preserve: false,
+        inplace: false,
+        durable: true,
+        direct: true,
+        checksum: true,
+        dummy: false,
+    };
+    let request = AgentMessage::Request(request).encode().unwrap();
+    let (near, far) = duplex(1 << 16);
+    let (_near_reader, mut near_writer) = split(near);
+    near_writer.write_all(&job_bytes("uring")).await.unwrap();
+    let engine = async || Ok(overtaken(request));
+    let stop = watch::Sender::new(None);
+    let serving = far::serve(split(far), engine, far_settings(), stop, |_| {}, Arc::new(Silent));
+    let error = tokio::time::timeout(LONG, serving).await.expect("at once").unwrap_err();
+    // The job says upload, so the request is refused: it was heard.
+    assert_eq!(error.status, status::INTEGRITY);
+    assert!(error.text.contains("differ in direction"), "{error}");
 }
 
 #[tokio::test]
