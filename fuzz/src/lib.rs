@@ -1,6 +1,11 @@
 //! The bodies of the fuzz targets: each takes foreign bytes and panics when a promise does not hold.
 //!
 //! They are ordinary functions of stable Rust, so that the same targets run in `cargo test` over the seeds
-//! in `fuzz/seeds` (crates/escp-proto/tests/seeds.rs).
+//! in `fuzz/seeds` (`tests/seeds.rs` of escp-proto and of escp-ipc). To fuzz for a minute:
+//!
+//! ```text
+//! cargo +nightly fuzz run record fuzz/corpus/record fuzz/seeds/record -- -max_total_time=60
+//! ```
 
+pub mod ipc;
 pub mod protocol;

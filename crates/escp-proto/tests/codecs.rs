@@ -351,7 +351,10 @@ fn a_frame_that_claims_four_gigabytes_is_refused_at_its_fourth_byte() {
 
 #[test]
 fn a_login_shells_text_is_told_from_a_hello() {
-    let cases: [(&[u8], &str); 5] = [
+    let cases: [(&[u8], &str); 8] = [
+        (b"ok\n\0\0\0\x44escp-ctl", "ok"),
+        (b"\n\0\0\0\x44escp-ctl", ""),
+        (b"W\n\xff\xff", "W"),
         (b"Welcome to host!\nmore", "Welcome to host!"),
         (b"\r\n\x1b[1mbold\x1b[0m \xc3\xa9\r\n", "\\x1b[1mbold\\x1b[0m \\xc3\\xa9"),
         (b"no newline\x00\x00\x00\x44escp-ctl", "no newline"),

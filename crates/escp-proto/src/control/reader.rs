@@ -1,6 +1,6 @@
 //! Frames out of a stream of bytes, however they are cut.
 
-use super::{LENGTH_LEN, MAGIC, MAX_FRAME, MAX_HELLO};
+use super::{HELLO_LEN, LENGTH_LEN, MAGIC, MAX_FRAME, MAX_HELLO};
 use crate::ProtocolError;
 
 /// Most bytes of foreign text that are shown, and waited for.
@@ -130,12 +130,12 @@ impl Implausible {
     }
 }
 
-/// Why the bytes cannot be the beginning of a hello frame; `None` while they can.
+/// Why the bytes cannot be the beginning of a hello frame; `None` while they can. Whatever is found stays so
+/// when more bytes come.
 fn implausible_hello(bytes: &[u8]) -> Option<Implausible> {
-    // A hello is far shorter than 64 KiB, so its frame begins with two zero bytes.
-    let zeros = bytes.iter().take(2).all(|&byte| byte == 0);
-    let head = bytes.get(..LENGTH_LEN).unwrap_or(bytes);
-    if !zeros && head.iter().copied().all(is_text) {
+    // A hello is far shorter than 16 MiB, so its frame begins with a zero byte, which text never does.
+    let shown = excerpt_end(bytes).unwrap_or(bytes.len()).min(LENGTH_LEN);
+    if shown > 0 && bytes[..shown].iter().copied().all(is_text) {
         return Some(Implausible::Text);
     }
     let (length, body) = bytes.split_first_chunk::<LENGTH_LEN>()?;
@@ -144,7 +144,8 @@ fn implausible_hello(bytes: &[u8]) -> Option<Implausible> {
         return Some(Implausible::Size(length.into()));
     }
     let shown = body.len().min(MAGIC.len());
-    (body[..shown] != MAGIC[..shown]).then_some(Implausible::Other)
+    let wrong = (length as usize) < HELLO_LEN || body[..shown] != MAGIC[..shown];
+    wrong.then_some(Implausible::Other)
 }
 
 /// Occurs in text that a terminal shows: no NUL, no byte that UTF-8 never has.
@@ -152,13 +153,14 @@ fn is_text(byte: u8) -> bool {
     matches!(byte, 0x07..=0x0d | 0x1b | 0x20..=0x7e | 0x80..=0xf7)
 }
 
-/// Where the first line that says something ends; `None` when more bytes may belong to it.
+/// Where the first line that says something ends, within the first [`EXCERPT`] bytes; `None` when more bytes
+/// may belong to it.
 fn excerpt_end(bytes: &[u8]) -> Option<usize> {
-    let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(bytes.len());
-    let line = &bytes[start..];
-    match line.iter().position(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
+    let shown = &bytes[..bytes.len().min(EXCERPT)];
+    let start = shown.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(shown.len());
+    match shown[start..].iter().position(|byte| matches!(byte, b'\n' | b'\r' | 0)) {
         Some(length) => Some(start + length),
-        None if bytes.len() >= EXCERPT => Some(bytes.len()),
+        None if shown.len() == EXCERPT => Some(EXCERPT),
         None => None,
     }
 }

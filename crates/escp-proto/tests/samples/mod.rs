@@ -192,6 +192,8 @@ pub(crate) fn control_channels() -> Vec<Named> {
         named("near-to-far", heard(3, &[frame(ControlMessage::Job(job())), frame(ControlMessage::Bye)])),
         named("far-to-near", heard(70, &[frame(ControlMessage::Listening(listening()))])),
         named("far-fails", heard(255, &[failed()])),
+        // Once judged by the bytes that happened to lie behind it.
+        named("empty-first-frame", b"\x01\0\0\0\0?e\0\0\0\0?".to_vec()),
         named("banner", [&[9][..], b"Welcome to \x1b[1mhost\x1b[0m!\n", &hello(1).encode_frame()].concat()),
     ]
 }
