@@ -1,2 +1,355 @@
 //! The engines themselves: what reaches the kernel, what is chosen when io_uring is refused, and that small
 //! limits only slow them down.
+
+use escp_testkit::mount::{Kind, Mount};
+use escp_testkit::run::{Outcome, program, wait_until};
+use escp_testkit::users::User;
+use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, processes, skip, tree};
+use escp_tests::parts::{self, Part};
+use escp_tests::{Way, settle};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const SIZE: u64 = 8 * tree::MIB + 1234;
+/// `O_DIRECT` on x86-64 and on other architectures, as fdinfo shows it.
+const DIRECT: u32 =
+    if cfg!(any(target_arch = "aarch64", target_arch = "arm")) { 0o200_000 } else { 0o40_000 };
+const CALLS: &str = "io_uring_setup,io_uring_enter,io_uring_register,read,write,pread64,pwrite64,readv,writev,\
+                     preadv,pwritev,preadv2,pwritev2,recvfrom,sendto,recvmsg,sendmsg,sendfile,splice,fcntl";
+
+/// Two hosts with a real disk each (tmpfs takes neither O_DIRECT nor the ring), and a file on the sender's.
+struct Disks {
+    _near: Mount,
+    _far: Mount,
+    world: World,
+}
+
+fn disks(plan: Plan, way: Way, size: u64) -> Checked<Disks> {
+    let world = plan.start()?;
+    let near = Mount::new(Kind::Ext4, &world.near.join("disk"), 96, &world.users.near, "")?;
+    let far = Mount::new(Kind::Ext4, &world.far.join("disk"), 96, &world.users.far, "")?;
+    tree::file(&way.source(&world).join("disk/big"), size, 7)?;
+    settle(&world)?;
+    Ok(Disks { _near: near, _far: far, world })
+}
+
+/// What strace wrote: one file per thread, owned by the user whose escp it was.
+struct Traces(PathBuf);
+
+impl Traces {
+    fn new(world: &World) -> Checked<Self> {
+        let directory = world.scratch.directory("traces", None, 0o777)?;
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777))?;
+        Ok(Self(directory))
+    }
+
+    /// Copies the file of [`disks`] with both hosts' escp under strace.
+    fn run(&self, world: &World, way: Way, more: &[&str], flags: &[&str]) -> Checked<Outcome> {
+        let prefix = self.0.join("t").display().to_string();
+        let trace = format!("trace={CALLS}");
+        let mut words = vec!["-ff", "-qq", "-o", &prefix, "-e", &trace];
+        words.extend(more);
+        let run = parts::both_behind(world, way, ("strace", &words), flags, ("disk/big", "disk/copy"))?;
+        let outcome = run.succeed()?;
+        compare::same_sha256(&way.source(world).join("disk/big"), &way.target(world).join("disk/copy"))?;
+        Ok(outcome)
+    }
+
+    fn lines(&self, user: &User) -> Checked<Vec<String>> {
+        let mut lines = Vec::new();
+        for entry in std::fs::read_dir(&self.0)? {
+            let entry = entry?;
+            if entry.metadata()?.uid() == user.uid {
+                lines.extend(std::fs::read_to_string(entry.path())?.lines().map(str::to_owned));
+            }
+        }
+        ensure!(!lines.is_empty(), "strace saw nothing of {}", user.name);
+        Ok(lines)
+    }
+}
+
+fn calls(lines: &[String], name: &str) -> usize {
+    lines.iter().filter(|line| line.starts_with(name)).count()
+}
+
+/// Bytes that went through calls other than the ring's.
+fn bytes_of_plain_calls(lines: &[String]) -> u64 {
+    lines
+        .iter()
+        .filter(|line| !line.starts_with("io_uring") && !line.starts_with("fcntl"))
+        .filter_map(|line| line.rsplit(" = ").next()?.split(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+#[test]
+fn file_data_goes_through_the_ring_and_to_disks_directly() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    for way in Way::BOTH {
+        let disks = disks(Plan::default(), way, SIZE)?;
+        let traces = Traces::new(&disks.world)?;
+        traces.run(&disks.world, way, &[], &["--ioengine", "uring"])?;
+        for user in [&disks.world.users.near, &disks.world.users.far] {
+            let lines = traces.lines(user)?;
+            let (enters, plain) = (calls(&lines, "io_uring_enter"), bytes_of_plain_calls(&lines));
+            ensure!(enters > 0, "{} never entered a ring", user.name);
+            // What is left is the program's own start, ssh's pipes and control records.
+            ensure!(plain < SIZE / 8, "{plain} bytes of {} went past the ring", user.name);
+            let direct = |line: &&String| line.contains("F_SETFL") && line.contains("O_DIRECT");
+            ensure!(lines.iter().any(|line| direct(&line)), "{} used no O_DIRECT", user.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn posix_makes_no_call_of_io_uring() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    let disks = disks(Plan::default(), Way::Up, SIZE)?;
+    let traces = Traces::new(&disks.world)?;
+    traces.run(&disks.world, Way::Up, &[], &["--ioengine", "posix"])?;
+    for user in [&disks.world.users.near, &disks.world.users.far] {
+        let lines = traces.lines(user)?;
+        ensure!(calls(&lines, "io_uring") == 0, "{} made calls of io_uring", user.name);
+        let plain = bytes_of_plain_calls(&lines);
+        ensure!(plain >= 2 * SIZE, "only {plain} bytes of {} went through plain calls", user.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn where_io_uring_is_refused_plain_calls_are_chosen_and_said() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    for (error, words) in [("ENOSYS", "Function not implemented"), ("EPERM", "Operation not permitted")] {
+        let disks = disks(Plan::default(), Way::Up, SIZE)?;
+        let traces = Traces::new(&disks.world)?;
+        let inject = format!("inject=io_uring_setup:error={error}");
+        let outcome = traces.run(&disks.world, Way::Up, &["-e", &inject], &["-v"])?;
+        let refused = format!("io_uring is refused here ({words})");
+        for said in [format!("posix engine embedded: {refused}"), format!("far: {refused}")] {
+            ensure!(outcome.stderr.contains(&said), "'{said}' is not said\n{}", outcome.told());
+        }
+        let near = traces.lines(&disks.world.users.near)?;
+        ensure!(calls(&near, "io_uring_enter") == 0, "a ring was used that could not be had");
+    }
+    Ok(())
+}
+
+/// Peaks of "stream N: up to X disk and Y network operations outstanding" in what was said, far side included.
+fn peaks(said: &str) -> Vec<(u32, u32)> {
+    said.lines()
+        .filter_map(|line| {
+            let (_, rest) = line.split_once(": up to ")?;
+            let (disk, rest) = rest.split_once(" disk and ")?;
+            let (network, _) = rest.split_once(" network operations outstanding")?;
+            Some((disk.parse().ok()?, network.parse().ok()?))
+        })
+        .collect()
+}
+
+#[test]
+fn each_stream_keeps_disk_and_network_busy_at_once() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let disks = disks(Plan::default(), way, 64 * tree::MIB)?;
+        let flags = ["-v", "-t", "2", "--ioengine", "uring"];
+        let outcome = way.escp(&disks.world, &flags, &["disk/big"], "disk/copy").succeed()?;
+        let peaks = peaks(&outcome.stderr);
+        ensure!(peaks.len() == 4, "not two streams of two hosts: {peaks:?}\n{}", outcome.told());
+        let busy = peaks.iter().all(|&(disk, network)| disk >= 2 && network >= 1);
+        ensure!(busy, "{peaks:?}\n{}", outcome.told());
+    }
+    Ok(())
+}
+
+/// Descriptors of a process that lead to `path` or to a temporary file, with their flags.
+fn flags_of_data_files(pid: u32, path: &Path) -> Vec<u32> {
+    processes::descriptors(pid)
+        .into_iter()
+        .filter(|(_, target)| target == path || target.to_string_lossy().contains("/.escp-"))
+        .filter_map(|(descriptor, _)| processes::flags(pid, descriptor).ok())
+        .collect()
+}
+
+#[test]
+fn data_descriptors_are_direct_while_data_moves() -> Checked {
+    need_root!();
+    let near_and_far =
+        [(Host::Embedded, [Part::Cli, Part::FarAgent]), (Host::Daemon, [Part::NearWorker, Part::FarWorker])];
+    for (host, parts) in near_and_far {
+        let disks = disks(Plan::new(host, host), Way::Up, 16 * tree::MIB)?;
+        let world = &disks.world;
+        let running = Way::Up.escp(world, &["-l", "32M"], &["disk/big"], "disk/copy").start()?;
+        parts::wait_until_moving(&world.far.join("disk"))?;
+        for part in parts {
+            let flags = flags_of_data_files(part.pid(world)?, &world.near.join("disk/big"));
+            let direct = !flags.is_empty() && flags.iter().all(|flags| flags & DIRECT != 0);
+            ensure!(direct, "{part:?} of {host:?} has its file open with {flags:x?}");
+        }
+        running.end()?.expect_status(0)?;
+        compare::same_sha256(&world.near.join("disk/big"), &world.far.join("disk/copy"))?;
+    }
+    Ok(())
+}
+
+fn works_within(limit: &str, flags: &[&str]) -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let disks = disks(Plan::default(), way, SIZE)?;
+        let world = &disks.world;
+        let source = way.source(world).join("tree");
+        std::fs::create_dir(&source)?;
+        tree::many(&source, 300, 40)?;
+        tree::file(&source.join("big"), SIZE, 9)?;
+        settle(world)?;
+        let flags = [&["-r"], flags].concat();
+        parts::both_behind(world, way, ("prlimit", &[limit]), &flags, ("tree", "copy"))?.succeed()?;
+        parts::both_behind(world, way, ("prlimit", &[limit]), &flags, ("disk/big", "disk/copy"))?
+            .succeed()?;
+        compare::same(&source, &way.target(world).join("copy"))?;
+        compare::same_sha256(&way.source(world).join("disk/big"), &way.target(world).join("disk/copy"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn eight_mib_of_locked_memory_are_enough() -> Checked {
+    works_within("--memlock=8388608:8388608", &["--ioengine", "uring"])
+}
+
+#[test]
+fn hardly_any_locked_memory_is_enough() -> Checked {
+    works_within("--memlock=65536:65536", &["--ioengine", "uring"])
+}
+
+#[test]
+fn a_daemon_with_hardly_any_locked_memory_works() -> Checked {
+    need_root!();
+    for limit in ["--memlock=8388608:8388608", "--memlock=65536:65536"] {
+        let plan = Plan::new(Host::Daemon, Host::Daemon).daemons_under(&["prlimit", limit]);
+        let disks = disks(plan, Way::Up, SIZE)?;
+        Way::Up.escp(&disks.world, &[], &["disk/big"], "disk/copy").succeed()?;
+        compare::same_sha256(&disks.world.near.join("disk/big"), &disks.world.far.join("disk/copy"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sixty_four_descriptors_are_enough() -> Checked {
+    works_within("--nofile=64:64", &[])
+}
+
+#[test]
+fn a_wrong_check_value_at_the_receiver_publishes_nothing() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let plan = Plan::default();
+        let corrupt = "ESCP_TEST_CORRUPT_CHECK";
+        let plan = if way == Way::Up { plan.far_variable(corrupt, "1") } else { plan };
+        let world = plan.start()?;
+        tree::file(&way.source(&world).join("big"), 3 * tree::MIB + 5, 1)?;
+        tree::file(&way.source(&world).join("small"), 100, 2)?;
+        let target = way.target(&world).join("target");
+        std::fs::create_dir(&target)?;
+        std::fs::write(target.join("small"), "old")?;
+        settle(&world)?;
+        let run = way.escp(&world, &[], &["big", "small"], "target");
+        let run = if way == Way::Down { run.env(corrupt, "1") } else { run };
+        let outcome = run.end()?.expect_status(5)?;
+        for name in ["big: ", "small: "] {
+            ensure!(outcome.stderr.contains(name), "{name} is not named\n{}", outcome.told());
+        }
+        compare::holds_only(&target, &["small"])?;
+        ensure!(std::fs::read_to_string(target.join("small"))? == "old", "the old file was touched");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_gibibyte_of_nothing_touches_no_file() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    let up = world.escp().args(["-v", "--ioengine", "dummy", "dummy:1G", "far:"]).succeed()?;
+    let down = world.escp().args(["-v", "--ioengine", "dummy", "far:dummy:1G"]).arg(&world.near).succeed()?;
+    for outcome in [up, down] {
+        ensure!(outcome.stdout.contains("1.00 GiB"), "{}", outcome.told());
+        ensure!(outcome.stderr.contains("dummy engine"), "{}", outcome.told());
+    }
+    for directory in [&world.near, &world.far] {
+        compare::holds_only(directory, &[])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rate_is_kept_in_all_and_not_per_stream() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let world = World::start(Host::Embedded, Host::Embedded)?;
+        tree::file(&way.source(&world).join("f"), 4 * tree::MIB, 1)?;
+        settle(&world)?;
+        let took = |flags: &[&str], name: &str| -> Checked<f64> {
+            Ok(way.escp(&world, flags, &["f"], name).succeed()?.took.as_secs_f64())
+        };
+        let free = took(&["-t", "4"], "free")?;
+        // Kbit/s, and bits per second with a unit: 4 MiB in 2.1 s and in 1.05 s.
+        for (rate, due) in [("16000", 2.1), ("32M", 1.05)] {
+            let spent = took(&["-t", "4", "-l", rate], rate)? - free;
+            ensure!(spent > due * 0.6, "4 MiB at {rate} took {spent:.2} s more than at no limit");
+            ensure!(spent < due * 3.0 + 2.0, "4 MiB at {rate} took {spent:.2} s more than at no limit");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn compression_shrinks_what_travels_and_leaves_noise_alone() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let world = World::start(Host::Daemon, Host::Daemon)?;
+        let size = 6 * tree::MIB;
+        tree::text_file(&way.source(&world).join("text"), size)?;
+        tree::file(&way.source(&world).join("noise"), size, 3)?;
+        settle(&world)?;
+        let mut before = [0.0; 2];
+        for (name, least, most) in [("text", 0.0, size as f64 / 10.0), ("noise", size as f64, size as f64)] {
+            way.escp(&world, &["-C"], &[name], &format!("copy-{name}")).succeed()?;
+            compare::same_sha256(
+                &way.source(&world).join(name),
+                &way.target(&world).join(format!("copy-{name}")),
+            )?;
+            for (seen, (daemon, direction)) in before.iter_mut().zip(world.daemons().zip(directions(way))) {
+                let label = format!("direction=\"{direction}\"");
+                let mut total = 0.0;
+                // A worker's last counts may come a moment after its agent has left.
+                wait_until("the counters of the session", Duration::from_secs(5), || {
+                    total = daemon
+                        .metric(&world.near_network, "escp_bytes_compressed_total", &[&label])
+                        .unwrap_or_default();
+                    total > *seen
+                })?;
+                let travelled = total - *seen;
+                *seen = total;
+                ensure!(
+                    travelled >= least && travelled <= most,
+                    "{name}: {travelled} of {size} bytes ({direction})"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Directions of the near and the far host's counters.
+fn directions(way: Way) -> [&'static str; 2] {
+    if way == Way::Up { ["out", "in"] } else { ["in", "out"] }
+}

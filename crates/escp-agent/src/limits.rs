@@ -2,28 +2,33 @@
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Descriptors kept for everything else: sockets, rings, ssh, directories being walked.
-const RESERVED: u64 = 128;
+/// Descriptors kept for what is still to come: threads that open files, the resolver, logs.
+const RESERVED: u64 = 16;
+/// Taken for open where the kernel does not show it: sockets, rings, ssh.
+const USUALLY_OPEN: u64 = 112;
 /// A file holds one descriptor of the agent and one of an embedded engine; a third is kept for directories.
 const PER_ENTRY: u64 = 3;
 /// More than this many entries under way would only take memory: at 100 ms of distance it still means
 /// 10,000 files a second.
 const MOST_ENTRIES: u64 = 2048;
-/// The protocol works with fewer, but a process with so few descriptors is beyond help.
-const FEWEST_ENTRIES: u64 = 16;
+/// One that is moved and one that is opened meanwhile: with fewer descriptors a process is beyond help.
+const FEWEST_ENTRIES: u64 = 2;
 
 /// Raises the soft limit of open descriptors to the hard one and says how many entries a session may have
-/// under way.
+/// under way. To be asked when engine and streams are up, which is when their descriptors are open.
 pub(crate) fn entries_under_way() -> u64 {
-    let limit = descriptors();
-    (limit.saturating_sub(RESERVED) / PER_ENTRY).clamp(FEWEST_ENTRIES, MOST_ENTRIES)
+    (spare() / PER_ENTRY).clamp(FEWEST_ENTRIES, MOST_ENTRIES)
 }
 
 /// How deep a tree may be: each level holds a descriptor.
 pub(crate) fn deepest_tree() -> usize {
-    usize::try_from(descriptors().saturating_sub(RESERVED) / PER_ENTRY)
-        .unwrap_or(usize::MAX)
-        .clamp(16, 16_384)
+    usize::try_from(spare() / PER_ENTRY).unwrap_or(usize::MAX).clamp(8, 16_384)
+}
+
+/// Descriptors that this process may still open.
+fn spare() -> u64 {
+    let open = std::fs::read_dir("/proc/self/fd").map_or(USUALLY_OPEN, |open| open.count() as u64);
+    descriptors().saturating_sub(open.saturating_add(RESERVED))
 }
 
 fn descriptors() -> u64 {

@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+pub(crate) use tokio_uring::Runtime;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
 /// What must outlive an operation: held, never looked at.
@@ -72,12 +73,12 @@ pub(crate) fn probe() -> io::Result<()> {
 ///
 /// # Errors
 /// Those of io_uring_setup(2).
-pub(crate) fn runtime() -> io::Result<tokio_uring::Runtime> {
+pub(crate) fn runtime() -> io::Result<Runtime> {
     let mut ring = tokio_uring::uring_builder();
     // Completions wait for the next system call of the one thread that submits, instead of interrupting it.
     // (DEFER_TASKRUN would suit even better and hangs tokio-uring 0.5, which waits by epoll.)
     ring.setup_coop_taskrun().setup_single_issuer();
     let mut builder = tokio_uring::builder();
     builder.entries(256).uring_builder(&ring);
-    tokio_uring::Runtime::new(&builder)
+    Runtime::new(&builder)
 }

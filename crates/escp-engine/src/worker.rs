@@ -40,8 +40,9 @@ pub(crate) struct Workers {
 
 /// The kind that can be had, and why it is another than the one asked for.
 pub(crate) fn resolve(asked: EngineKind) -> (EngineKind, Option<String>) {
-    match (asked, ring_uring::probe()) {
-        (EngineKind::Uring, Err(error)) => {
+    // Who asked for another kind may have reasons not to touch io_uring at all.
+    match (asked == EngineKind::Uring).then(ring_uring::probe) {
+        Some(Err(error)) => {
             let reason = format!(
                 "io_uring is refused here ({}): using plain system calls",
                 crate::files::describe(&error)
@@ -121,8 +122,8 @@ impl Thread {
             EngineKind::Dummy => ring_uring::probe().is_ok(),
             EngineKind::Posix => false,
         };
-        if with_ring {
-            ring_uring::runtime()?.block_on(self.serve(lanes, pool, true));
+        if let Some(runtime) = with_ring.then(ring_or_not).flatten() {
+            runtime.block_on(self.serve(lanes, pool, true));
         } else {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             LocalSet::new().block_on(&runtime, self.serve(lanes, pool, false));
@@ -152,11 +153,28 @@ impl Thread {
     }
 }
 
+/// A runtime with a ring of this thread's own. Rings count as locked memory, over all processes of a user: a
+/// probe that went well says little about the next one, and a thread that gets none works without.
+fn ring_or_not() -> Option<ring_uring::Runtime> {
+    ring_uring::runtime()
+        .inspect_err(|error| {
+            tracing::info!(
+                "a data thread gets no ring and uses plain system calls: {}",
+                crate::files::describe(error)
+            );
+        })
+        .ok()
+}
+
 async fn run_lane(lane: NewLane, shared: Arc<Shared>, pool: Pool, ring: bool) -> Result<(), LaneError> {
     let NewLane { socket, state, key } = lane;
     let socket =
         Socket::new(socket, ring).map_err(|error| LaneError::network("taking over a lane", &error))?;
-    let lane = Lane { disk: Disk::of(shared.kind), shared, state, socket, pool };
+    let disk = match Disk::of(shared.kind) {
+        Disk::Uring if !ring => Disk::Posix,
+        disk => disk,
+    };
+    let lane = Lane { disk, shared, state, socket, pool };
     match key {
         LaneKey::Seal(sealer) => send_lane(lane, sealer).await,
         LaneKey::Open(opener) => receive_lane(lane, opener).await,
