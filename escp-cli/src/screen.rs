@@ -1,6 +1,6 @@
 //! What a person sees while files move: a progress bar on a terminal, nothing elsewhere.
 
-use crate::figures::{Figures, duration, grouped, size};
+use crate::figures::{Figures, counted, duration, grouped, size};
 use escp_agent::escape::{escaped, foreign_text};
 use escp_agent::link::Observer;
 use escp_agent::tally::{FailedFile, Tally};
@@ -81,7 +81,6 @@ impl Screen {
                 }
                 if !screen.ended.load(Ordering::Acquire) {
                     screen.bar.set_message(line);
-                    screen.bar.tick();
                 }
             }
         };
@@ -126,9 +125,9 @@ impl Screen {
             self.figures.rate(rate),
             duration(now.saturating_duration_since(begun)),
             if state.found_all {
-                format!("{} of {} files", grouped(files), grouped(state.found_files))
+                format!("{} of {}", grouped(files), counted(state.found_files, "file", "files"))
             } else {
-                format!("{} files", grouped(files))
+                counted(files, "file", "files")
             }
         );
         let mut line = if state.found_all {
@@ -141,8 +140,8 @@ impl Screen {
             format!("{} {} of {}  {moved}{until}", gauge(bytes, total), size(bytes), size(total))
         } else {
             format!(
-                "scanning: {} files, {} found  moved: {}  {moved}",
-                grouped(state.found_files),
+                "scanning: {}, {} found  moved: {}  {moved}",
+                counted(state.found_files, "file", "files"),
                 size(state.found_bytes),
                 size(bytes)
             )

@@ -211,16 +211,20 @@ async fn conclude<W: AsyncWrite + Unpin>(
         }
         Err(error) => {
             let told = error.text.strip_prefix(PEER_GAVE_UP).map(str::to_owned);
+            let mut end = None;
             if told.is_some() || error.status == status::LOST {
                 // The far agent knows better, and may be about to say so.
-                if let Some(ChannelEnd::Failed(said)) = monitor.end_within(LAST_WORDS).await {
-                    return Err(said);
-                }
+                end = monitor.end_within(LAST_WORDS).await;
             }
-            let error = match told {
-                Some(reason) => SessionError { text: format!("{host}: {reason}"), ..error },
-                None => error,
+            let text = match (told, end) {
+                (_, Some(ChannelEnd::Failed(said))) => return Err(said),
+                (Some(reason), _) => format!("{host}: {reason}"),
+                (None, Some(_)) if !error.text.contains(host) => {
+                    format!("the connection to {host} was lost: {}", error.text)
+                }
+                (None, _) => error.text,
             };
+            let error = SessionError { status: error.status, text };
             writer.send_failure(&error).await;
             Err(error)
         }
