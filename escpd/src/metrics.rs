@@ -149,7 +149,7 @@ fn process(registry: &Registry, started: f64) -> Result<(), Error> {
     let help = "Always 1; the labels say which escpd this is.";
     let labels = ["version", "protocol", "target"];
     let info = IntGaugeVec::new(Opts::new("escp_build_info", help), &labels)?;
-    let protocol = escp_proto::VERSION.to_string();
+    let protocol = escp_engine::PROTOCOL_VERSION.to_string();
     let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
     info.with_label_values(&[env!("CARGO_PKG_VERSION"), &protocol, &target]).set(1);
     registry.register(Box::new(info))?;

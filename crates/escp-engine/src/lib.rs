@@ -18,10 +18,13 @@ mod net;
 mod pipeline;
 mod plan;
 mod rate;
-mod ring_uring;
+mod uring;
 mod session;
 mod shared;
 mod worker;
+
+/// The version of the protocol that this engine speaks.
+pub use escp_proto::VERSION as PROTOCOL_VERSION;
 
 use escp_engine_api::{EngineHandle, engine_pair};
 use escp_sys::counters::CounterPage;
