@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// something, a file system most likely.
 const OVERTIME: Duration = Duration::from_secs(10);
 /// How long a worker has to tell its peer that the daemon stops.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_secs(3);
 /// How long a killed process may take to disappear before it is worth a line in the log.
 const UNKILLABLE: Duration = Duration::from_secs(5);
 
@@ -197,7 +197,7 @@ async fn send(
             }
             true = reached(&mut phase, Phase::Stopping), if !told => {
                 told = true;
-                (ToWorker::Stop("escpd on the other side was stopped".to_owned()), None)
+                (ToWorker::Stop("escpd was stopped".to_owned()), None)
             }
             // All senders are gone, which the caller notices by itself.
             else => std::future::pending().await,

@@ -27,8 +27,9 @@ pub(crate) const ARGUMENT: &str = "worker";
 
 /// How long the broker may take to say what to do.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an aborted engine has to tell its peer.
-const FAREWELL: Duration = Duration::from_millis(300);
+/// How long an engine whose session is over may take to tell its peer and to let go of everything.
+const FAREWELL: Duration = Duration::from_millis(2500);
+const FAREWELL_LOOK: Duration = Duration::from_millis(5);
 /// Lanes that may wait for the engine.
 const LANES: usize = 512;
 
@@ -72,12 +73,13 @@ async fn session(channel: OwnedFd) -> io::Result<()> {
     let channel = Channel::new(channel)?;
     let mut buffer = FrameBuffer::new();
     let Assignment { start, agent, page, _logging } = assignment(&channel, &mut buffer).await?;
+    let page = Arc::new(page);
     let (register, registrations) = mpsc::channel(1);
     let (lane_sender, lanes) = mpsc::channel(LANES);
     let (stop, stopped) = oneshot::channel();
     let engine = escp_engine::spawn(Host {
         lanes: LaneSource::Routed { ports: start.ports.clone(), register, lanes },
-        counters: Some(Arc::new(page)),
+        counters: Some(Arc::clone(&page)),
         daemon: true,
     });
     let errands = Errands { registrations, lanes: lane_sender, stop: Some(stop) };
@@ -93,10 +95,17 @@ async fn session(channel: OwnedFd) -> io::Result<()> {
         ServeEnd::AgentGone => tracing::debug!("the agent hung up"),
     }
     let told = link::to_broker(&channel, &ToBroker::Ended(result)).await;
-    if matches!(end, ServeEnd::AgentGone | ServeEnd::Refused(_)) {
-        sleep(FAREWELL).await;
+    if timeout(FAREWELL, released(&page)).await.is_err() {
+        tracing::debug!("the engine holds on to something; ending without it");
     }
     told
+}
+
+/// Waits until the engine, all its threads included, counts no more.
+async fn released(page: &Arc<CounterPage>) {
+    while Arc::strong_count(page) > 1 {
+        sleep(FAREWELL_LOOK).await;
+    }
 }
 
 /// What the broker started this worker for.

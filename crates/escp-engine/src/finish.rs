@@ -26,7 +26,12 @@ pub(crate) async fn finish_files(
     loop {
         // First a thread, then the files: all that come while none is free make one batch.
         let Ok(permit) = Arc::clone(&threads).acquire_owned().await else { return };
-        if over.recv_many(&mut batch, SYNC_BATCH).await == 0 {
+        // `shared` itself can send files, so only the session's end of the reports says that it is over.
+        let taken = tokio::select! {
+            taken = over.recv_many(&mut batch, SYNC_BATCH) => taken,
+            () = reports.closed() => 0,
+        };
+        if taken == 0 {
             return;
         }
         if !needs_disk(&shared) {

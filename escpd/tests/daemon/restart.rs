@@ -40,7 +40,7 @@ async fn after_the_grace_period_sessions_are_ended() {
     let started = Instant::now();
     daemon.signal(Signal::TERM);
     let event = session.last().await;
-    assert!(matches!(event, Event::Failed(_)), "{event:?}");
+    assert!(matches!(&event, Event::Failed(failure) if failure.text == "escpd was stopped"), "{event:?}");
     assert!(started.elapsed().as_secs_f64() > 0.9, "it did not wait");
     drop(session);
     assert!(daemon.ended().success());
