@@ -18,8 +18,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout};
 
 /// Time for ssh to end once its control channel is closed.
 const SSH_PATIENCE: Duration = Duration::from_secs(5);
-/// The same when the user wants to be gone.
-const HASTY_PATIENCE: Duration = Duration::from_millis(300);
+/// The same after a failure: the far agent cleans up without it.
+const HASTY_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Carries the session out and composes what is to be said at its end.
 pub(crate) async fn run(
@@ -36,8 +36,8 @@ pub(crate) async fn run(
         Err(text) => Err(SessionError { status: status::CONNECT, text }),
         Ok(mut child) => {
             let ended = stop.guard(through(&plan, &mut child, socket, screen, stop)).await;
-            let hasty = ended.as_ref().is_err_and(|error| status::graver(error.status, status::INTEGRITY));
-            let ssh_ended = ssh::end(&mut child, if hasty { HASTY_PATIENCE } else { SSH_PATIENCE }).await;
+            let patience = if ended.is_ok() { SSH_PATIENCE } else { HASTY_PATIENCE };
+            let ssh_ended = ssh::end(&mut child, patience).await;
             tracing::debug!("ssh ended: {ssh_ended:?}");
             ended
         }

@@ -109,7 +109,7 @@ impl SshPlan {
             })
     }
 
-    /// Why there is no session, in one sentence; empty when ssh has said it.
+    /// Why there is no session, in one sentence.
     pub(crate) fn explain(&self, host: &str, error: &GreetError, ended: Option<ExitStatus>) -> String {
         match error {
             GreetError::Closed => self.explain_end(host, ended),
@@ -129,7 +129,8 @@ impl SshPlan {
 
     fn explain_end(&self, host: &str, ended: Option<ExitStatus>) -> String {
         match ended.and_then(|status| status.code()) {
-            Some(255) => String::new(),
+            // What ssh has said about it stands above, unless it was told to be quiet.
+            Some(255) => format!("cannot log in to {host}: ssh ended with status 255"),
             Some(126 | 127) => {
                 let looked = match &self.far_escp {
                     Some(path) => format!("{} cannot be run there", escaped(path.as_bytes())),

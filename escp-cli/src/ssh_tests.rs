@@ -169,7 +169,7 @@ fn the_end_of_ssh_is_explained() {
     let plan = ssh_plan("a host:");
     let ended = |code: i32| Some(ExitStatus::from_raw(code << 8));
     let closed = |status| plan.explain("host", &GreetError::Closed, status);
-    assert_eq!(closed(ended(255)), "", "ssh has said it");
+    assert_eq!(closed(ended(255)), "cannot log in to host: ssh ended with status 255");
     let missing = closed(ended(127));
     for words in ["escp is not installed on host", "/usr/local/bin", "install it there", "--escp"] {
         assert!(missing.contains(words), "{missing}");
