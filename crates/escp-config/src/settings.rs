@@ -130,7 +130,7 @@ impl Default for Config {
             // 1232 with 8000 added: easy to remember beside the data ports, below every ephemeral range.
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9232))),
             streams: 4,
-            depth: 16,
+            depth: 8,
             block_size: 1024 * 1024,
             engine: Engine::Uring,
             compress: None,

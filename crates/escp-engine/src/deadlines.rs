@@ -111,7 +111,7 @@ impl Session {
             return;
         }
         self.acknowledge();
-        if now - self.clock.said >= KEEPALIVE_MS {
+        if now.saturating_sub(self.clock.said) >= KEEPALIVE_MS {
             self.say(EngineMessage::Keepalive);
         }
         self.progress().await;

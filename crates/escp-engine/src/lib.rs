@@ -18,9 +18,9 @@ mod net;
 mod pipeline;
 mod plan;
 mod rate;
-mod uring;
 mod session;
 mod shared;
+mod uring;
 mod worker;
 
 /// The version of the protocol that this engine speaks.

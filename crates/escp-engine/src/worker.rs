@@ -3,8 +3,8 @@
 use crate::disk::Disk;
 use crate::net::Socket;
 use crate::pipeline::{Lane, LaneError, SLOTS_BESIDE_DEPTH, receive_lane, send_lane};
-use crate::ring_uring;
 use crate::shared::{LaneState, Shared};
+use crate::uring;
 use escp_buf::Pool;
 use escp_crypto::{Opener, Sealer};
 use escp_engine_api::{EngineKind, Fault, JobOptions};
@@ -41,7 +41,7 @@ pub(crate) struct Workers {
 /// The kind that can be had, and why it is another than the one asked for.
 pub(crate) fn resolve(asked: EngineKind) -> (EngineKind, Option<String>) {
     // Who asked for another kind may have reasons not to touch io_uring at all.
-    match (asked == EngineKind::Uring).then(ring_uring::probe) {
+    match (asked == EngineKind::Uring).then(uring::probe) {
         Some(Err(error)) => {
             let reason = format!(
                 "io_uring is refused here ({}): using plain system calls",
@@ -119,7 +119,7 @@ impl Thread {
         let pool = Pool::new(slots, self.shared.options.block_size as usize)?;
         let with_ring = match self.shared.kind {
             EngineKind::Uring => true,
-            EngineKind::Dummy => ring_uring::probe().is_ok(),
+            EngineKind::Dummy => uring::probe().is_ok(),
             EngineKind::Posix => false,
         };
         if let Some(runtime) = with_ring.then(ring_or_not).flatten() {
@@ -155,8 +155,8 @@ impl Thread {
 
 /// A runtime with a ring of this thread's own. Rings count as locked memory, over all processes of a user: a
 /// probe that went well says little about the next one, and a thread that gets none works without.
-fn ring_or_not() -> Option<ring_uring::Runtime> {
-    ring_uring::runtime()
+fn ring_or_not() -> Option<uring::Runtime> {
+    uring::runtime()
         .inspect_err(|error| {
             tracing::info!(
                 "a data thread gets no ring and uses plain system calls: {}",

@@ -81,6 +81,17 @@ fn bytes(length: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
+/// Gives the receiver its files, and waits until it has them, as agents do with `Ready`.
+async fn open_at(
+    receiver: &EngineHandle,
+    sender: &mut EngineHandle,
+    files: Vec<(FileSpec, Option<OwnedFd>)>,
+) {
+    receiver.commands.send(Command::AddFiles(files)).await.unwrap();
+    receiver.commands.send(Command::Message(b"ready".to_vec())).await.unwrap();
+    while !matches!(next(sender).await, Event::Message(_)) {}
+}
+
 /// Gathers the reports on `count` files.
 async fn reports(engine: &mut EngineHandle, count: usize) -> HashMap<u64, FileReport> {
     let mut all = HashMap::new();
@@ -155,7 +166,7 @@ async fn move_files(near: JobOptions, far: JobOptions, direct: bool) {
             extents.push(whole(number, size as u64));
         }
     }
-    receiver.commands.send(Command::AddFiles(to)).await.unwrap();
+    open_at(&receiver, &mut sender, to).await;
     sender.commands.send(Command::AddFiles(from)).await.unwrap();
     sender.commands.send(Command::Schedule(extents)).await.unwrap();
     let sent = reports(&mut sender, sizes.len()).await;
@@ -219,7 +230,7 @@ async fn dummy_moves_without_files() {
     )
     .await;
     let size = 40 * u64::from(BLOCK) + 5;
-    receiver.commands.send(Command::AddFiles(vec![(spec(1, size), None)])).await.unwrap();
+    open_at(&receiver, &mut sender, vec![(spec(1, size), None)]).await;
     sender.commands.send(Command::AddFiles(vec![(spec(1, size), None)])).await.unwrap();
     sender.commands.send(Command::Schedule(vec![whole(1, size)])).await.unwrap();
     assert_eq!(reports(&mut sender, 1).await, reports(&mut receiver, 1).await);
@@ -239,11 +250,7 @@ async fn holes_travel_as_headers_and_stay_holes() {
     )
     .await;
     let sparse = FileSpec { sparse: true, ..spec(1, size) };
-    receiver
-        .commands
-        .send(Command::AddFiles(vec![(sparse, Some(open_write(&target, false)))]))
-        .await
-        .unwrap();
+    open_at(&receiver, &mut sender, vec![(sparse, Some(open_write(&target, false)))]).await;
     sender.commands.send(Command::AddFiles(vec![(sparse, Some(open_read(&source, false)))])).await.unwrap();
     let hole = Extent { file: 1, offset: 8192, length: size - 8192, kind: ExtentKind::Hole };
     sender.commands.send(Command::Schedule(vec![whole(1, 8192), hole])).await.unwrap();
@@ -267,7 +274,7 @@ async fn bad_descriptors_fail_alone() {
     )
     .await;
     let target = open_write(&directory.path().join("target"), false);
-    receiver.commands.send(Command::AddFiles(vec![(spec(2, 4), Some(target))])).await.unwrap();
+    open_at(&receiver, &mut sender, vec![(spec(2, 4), Some(target))]).await;
     let bad = File::open(directory.path()).unwrap();
     let files =
         vec![(spec(1, 4), Some(bad.into())), (spec(2, 4), Some(open_read(&good, false))), (spec(3, 4), None)];
@@ -293,7 +300,7 @@ async fn a_source_that_shrank_fails_alone() {
     .await;
     let target = open_write(&directory.path().join("target"), false);
     let announced = 2_000_000;
-    receiver.commands.send(Command::AddFiles(vec![(spec(1, announced), Some(target))])).await.unwrap();
+    open_at(&receiver, &mut sender, vec![(spec(1, announced), Some(target))]).await;
     sender
         .commands
         .send(Command::AddFiles(vec![(spec(1, announced), Some(open_read(&source, false)))]))

@@ -4,7 +4,7 @@ mod posix;
 mod uring;
 
 use crate::files::File;
-use crate::ring_uring::RingOp;
+use crate::uring::RingOp;
 use escp_buf::Buf;
 use escp_engine_api::EngineKind;
 use std::future::Future;

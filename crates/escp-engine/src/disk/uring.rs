@@ -1,7 +1,7 @@
 //! Files by the thread's ring, with registered buffers where the pool has them.
 
 use crate::files::File;
-use crate::ring_uring::{Keep, RingOp};
+use crate::uring::{Keep, RingOp};
 use escp_buf::Buf;
 use io_uring::{opcode, types::Fd};
 use std::ops::Range;

@@ -3,7 +3,7 @@
 //! MSG_WAITALL lets the kernel go on with a short transfer by itself: one completion per record, not one per
 //! segment. Only bytes of a record that is known to come are ever waited for.
 
-use crate::ring_uring::{Keep, RingOp};
+use crate::uring::{Keep, RingOp};
 use escp_buf::Buf;
 use io_uring::{opcode, types::Fd};
 use std::io;

@@ -28,6 +28,12 @@ enum Staged {
     Pack { files: Vec<Arc<File>>, buf: Buf },
 }
 
+impl Staged {
+    fn is_done_at_once(&self) -> bool {
+        !matches!(self, Self::Block { read: DiskOp::Ring(_), .. })
+    }
+}
+
 /// A record ready to be sealed: a header and data at [`BODY`].
 struct Record {
     buf: Buf,
@@ -83,8 +89,14 @@ impl Sending {
     }
 
     /// Starts reads until the window is full. Returns whether the plan is over.
+    ///
+    /// A read that is done at once (memory, plain calls) is never ahead of its turn: it would only push the
+    /// block before it out of the cache.
     fn fill(&mut self) -> bool {
         while self.window.len() < usize::from(self.lane.shared.options.depth) {
+            if self.window.back().is_some_and(Staged::is_done_at_once) {
+                return false;
+            }
             let work = match self.lane.shared.plan.next() {
                 Next::Work(work) => work,
                 Next::Wait => return false,
@@ -96,9 +108,9 @@ impl Sending {
                 return false;
             };
             self.window.push_back(self.stage(work, buf));
+            let reading = self.window.iter().filter(|staged| !staged.is_done_at_once()).count();
+            self.lane.state.peak_disk.fetch_max(u32::try_from(reading).unwrap_or(u32::MAX), Relaxed);
         }
-        let reading = self.window.iter().filter(|s| matches!(s, Staged::Block { .. })).count();
-        self.lane.state.peak_disk.fetch_max(u32::try_from(reading).unwrap_or(u32::MAX), Relaxed);
         false
     }
 

@@ -66,12 +66,19 @@ impl Writes {
         buf.bytes_mut()[BODY + length..BODY + padded].fill(0);
         let op = submit(lane, &file, buf, offset, length, 0);
         self.queue.push_back(Pending::Write(Write { file, offset, length, put: 0, op }));
-        let writing = self.queue.iter().filter(|p| matches!(p, Pending::Write(_))).count();
+        let in_flight = |p: &&Pending| matches!(p, Pending::Write(Write { op: DiskOp::Ring(_), .. }));
+        let writing = self.queue.iter().filter(in_flight).count();
         lane.state.peak_disk.fetch_max(u32::try_from(writing).unwrap_or(u32::MAX), Relaxed);
     }
 
-    /// Waits until there is room for one more.
+    /// Waits until there is room for one more; what is through already (memory, plain calls) is let go of
+    /// at once, so that its slot is used again while it is in cache.
     pub(super) async fn make_room(&mut self, lane: &Lane) {
+        while let Some(Pending::Through | Pending::Write(Write { op: DiskOp::Done(_), .. })) =
+            self.queue.front()
+        {
+            self.finish_oldest(lane).await;
+        }
         while self.queue.len() >= self.depth {
             lane.state.enter(Stage::Write, lane.shared.now());
             self.finish_oldest(lane).await;
