@@ -1,1 +1,2 @@
-//! What happens when a part of a session dies, is told to stop, or is spoken to by somebody else.
+//! What is spoken to a daemon by somebody else than a session's agents. Killed and stopped processes are in
+//! `kills.rs`.

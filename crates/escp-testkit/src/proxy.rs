@@ -79,7 +79,8 @@ pub struct Proxy {
     shared: Arc<Shared>,
     dial: Sender<(SocketAddr, Sender<std::io::Result<TcpStream>>)>,
     dialler: Option<JoinHandle<()>>,
-    open: Mutex<Vec<(u16, TcpListener)>>,
+    /// Listeners, and whether they are for data.
+    open: Mutex<Vec<(u16, bool, TcpListener)>>,
 }
 
 impl fmt::Debug for Proxy {
@@ -143,9 +144,31 @@ impl Proxy {
         Ok(dial(&self.dial, port)?)
     }
 
+    /// Stops listening on every data port: connections to them are refused from now on.
+    pub fn close_data_ports(&self) {
+        lock(&self.open).retain(|(_, data, listener)| {
+            if *data {
+                let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+            }
+            !data
+        });
+    }
+
+    /// Listens on the data ports of another address of the near host.
+    ///
+    /// # Errors
+    /// When one is taken.
+    pub fn open_data_ports_on(&self, near: &Network, address: &str, data: (u16, u16)) -> Checked {
+        for port in data.0..=data.1 {
+            let listener = near.inside(|| TcpListener::bind((address, port)))??;
+            self.serve(listener, port, true)?;
+        }
+        Ok(())
+    }
+
     fn serve(&self, listener: TcpListener, port: u16, data: bool) -> Checked {
         let (shared, dials) = (Arc::clone(&self.shared), self.dial.clone());
-        lock(&self.open).push((port, listener.try_clone()?));
+        lock(&self.open).push((port, data, listener.try_clone()?));
         std::thread::Builder::new().spawn(move || {
             for near in listener.incoming() {
                 if shared.over.load(Ordering::Relaxed) {
@@ -167,12 +190,46 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
-        for (_, listener) in lock(&self.open).drain(..) {
+        for (_, _, listener) in lock(&self.open).drain(..) {
             // Wakes the thread that accepts.
             let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
         }
         // Its threads end with their sockets, or with the process; the dialler with the last sender.
         drop(self.dialler.take());
+    }
+}
+
+/// Ports of 127.0.0.1 on which connections are neither accepted nor refused, as behind a firewall that drops:
+/// the queue of each listener is full, so the kernel ignores who else comes.
+#[derive(Debug)]
+pub struct Filtered {
+    _sockets: Vec<std::os::fd::OwnedFd>,
+    _fillers: Vec<TcpStream>,
+}
+
+impl Filtered {
+    /// Takes the ports of a network namespace.
+    ///
+    /// # Errors
+    /// When one is taken.
+    pub fn new(network: &Network, ports: (u16, u16)) -> Checked<Self> {
+        network.inside(|| {
+            use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
+            let (mut sockets, mut fillers) = (Vec::new(), Vec::new());
+            for port in ports.0..=ports.1 {
+                let address = SocketAddr::from(([127, 0, 0, 1], port));
+                let listener = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+                sockopt::set_socket_reuseaddr(&listener, true)?;
+                bind(&listener, &address)?;
+                listen(&listener, 0)?;
+                // A backlog of 0 holds one; the next one is never answered.
+                while let Ok(filler) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+                    fillers.push(filler);
+                }
+                sockets.push(listener);
+            }
+            Ok(Self { _sockets: sockets, _fillers: fillers })
+        })?
     }
 }
 

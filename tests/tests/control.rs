@@ -1,0 +1,272 @@
+//! The control channel and everything before the first byte of data.
+
+use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, tree};
+use escp_tests::{Way, settle};
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+fn with_source(world: &World) -> Checked {
+    tree::file(&world.near.join("a"), 100_000, 1)?;
+    settle(world)
+}
+
+#[test]
+fn a_refused_login_is_told_in_the_words_of_ssh() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    with_source(&world)?;
+    let outcome = world
+        .escp()
+        .args(["-o", "User=escp-mallory"])
+        .arg(world.near.join("a"))
+        .arg(world.remote("a"))
+        .end()?
+        .expect_status(3)?;
+    ensure!(outcome.stderr.contains("Permission denied"), "{}", outcome.told());
+    ensure!(!outcome.stderr.contains("escp: \n"), "an empty sentence: {}", outcome.told());
+    compare::holds_only(&world.far, &[])
+}
+
+#[test]
+fn a_changed_host_key_is_told_in_the_words_of_ssh() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    with_source(&world)?;
+    let directory = world.scratch.path().join("ssh");
+    let user_key = std::fs::read_to_string(directory.join("user_key.pub"))?;
+    std::fs::write(directory.join("known_hosts"), format!("escp-test {user_key}"))?;
+    let outcome = Way::Up.escp(&world, &[], &["a"], "a").end()?.expect_status(3)?;
+    ensure!(outcome.stderr.contains("Host key verification failed"), "{}", outcome.told());
+    compare::holds_only(&world.far, &[])
+}
+
+#[test]
+fn nobody_answers_on_the_ssh_port() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    with_source(&world)?;
+    let outcome = world
+        .escp()
+        .args(["-P", "1"])
+        .arg(world.near.join("a"))
+        .arg(world.remote("a"))
+        .end()?
+        .expect_status(3)?;
+    ensure!(outcome.stderr.contains("refused"), "{}", outcome.told());
+    Ok(())
+}
+
+#[test]
+fn no_escp_on_the_far_side() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    with_source(&world)?;
+    for path in ["/nowhere/escp", "escp-that-is-not-installed"] {
+        let outcome = world
+            .on_near(world.programs.join("escp"))
+            .arg("-F")
+            .arg(&world.sshd.client_config)
+            .args(["-D", path])
+            .arg(world.near.join("a"))
+            .arg(world.remote("a"))
+            .end()?
+            .expect_status(3)?;
+        ensure!(outcome.stderr.contains("escp is not installed on far"), "{}", outcome.told());
+        ensure!(outcome.stderr.contains("-D"), "it is not said what to do: {}", outcome.told());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_login_shell_that_prints_text() -> Checked {
+    need_root!();
+    let world = Plan::default()
+        .sshd_line("ForceCommand echo Welcome to this host; exec sh -c \"$SSH_ORIGINAL_COMMAND\"")
+        .start()?;
+    with_source(&world)?;
+    let outcome = Way::Up.escp(&world, &[], &["a"], "a").end()?.expect_status(3)?;
+    ensure!(outcome.stderr.contains("Welcome to this host"), "the text is not shown: {}", outcome.told());
+    ensure!(outcome.stderr.trim().lines().count() <= 2, "more than a sentence: {}", outcome.told());
+    Ok(())
+}
+
+#[test]
+fn a_login_shell_that_says_nothing_and_leaves() -> Checked {
+    need_root!();
+    let world = Plan::default().sshd_line("ForceCommand true").start()?;
+    with_source(&world)?;
+    let outcome = Way::Up.escp(&world, &[], &["a"], "a").end()?.expect_status(3)?;
+    ensure!(!outcome.stderr.trim().is_empty(), "silent failure");
+    Ok(())
+}
+
+/// Runs escp against a far side that answers with these bytes, whatever is said to it, and then waits.
+fn answered_with(bytes: &[u8], status: i32) -> Checked<String> {
+    let world = Plan::default().start()?;
+    with_source(&world)?;
+    let answer = world.scratch.path().join("answer");
+    std::fs::write(&answer, bytes)?;
+    let fake = world.scratch.path().join("fake");
+    std::fs::write(&fake, format!("#!/bin/sh\ncat {}\ncat > /dev/null\n", answer.display()))?;
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::set_permissions(&answer, std::fs::Permissions::from_mode(0o644))?;
+    let start = Instant::now();
+    let outcome = world
+        .escp_with(&fake)
+        .arg(world.near.join("a"))
+        .arg(world.remote("a"))
+        .end()?
+        .expect_status(status)?;
+    ensure!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
+    ensure!(!outcome.stderr.contains("panicked"), "{}", outcome.told());
+    Ok(outcome.stderr)
+}
+
+#[test]
+fn versions_that_do_not_overlap() -> Checked {
+    need_root!();
+    let hello = |lowest: u16, highest: u16| {
+        let mut frame = 68_u32.to_be_bytes().to_vec();
+        frame.extend(b"escp-ctl");
+        frame.extend(lowest.to_be_bytes());
+        frame.extend(highest.to_be_bytes());
+        frame.extend([0; 56]);
+        frame
+    };
+    let said = answered_with(&hello(700, 701), 3)?;
+    ensure!(said.contains("700 to 701"), "the versions are not named: {said}");
+    Ok(())
+}
+
+#[test]
+fn frames_that_are_none() -> Checked {
+    need_root!();
+    // A length of 4 GiB less one where the hello is due; nothing of that size may be allocated.
+    let said = answered_with(&[0xff; 200], 3)?;
+    ensure!(!said.trim().is_empty(), "silent failure");
+    let hello = |tail: &[u8]| {
+        let mut frame = 68_u32.to_be_bytes().to_vec();
+        frame.extend(b"escp-ctl");
+        frame.extend([0, 1, 0, 1]);
+        frame.extend([0; 56]);
+        frame.extend(tail);
+        frame
+    };
+    // After a good hello: 4 GiB, random bytes, text that is not UTF-8.
+    for tail in [
+        &[0xff, 0xff, 0xff, 0xff, 1, 2, 3][..],
+        &[0, 0, 0, 8, 0xde, 0xad, 0xbe, 0xef, 0xff, 0xff, 0xff, 0xff],
+        &[0, 0, 0, 5, 2, 3, 0xff, 0xfe, 0xfd],
+    ] {
+        answered_with(&hello(tail), 5)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn without_a_daemon_or_without_the_right_to_it() -> Checked {
+    need_root!();
+    let mut world = World::start(Host::Daemon, Host::Daemon)?;
+    with_source(&world)?;
+    for daemon in world.daemons() {
+        std::fs::set_permissions(&daemon.socket, std::fs::Permissions::from_mode(0o600))?;
+    }
+    let outcome = Way::Up.escp(&world, &["-v"], &["a"], "b").succeed()?;
+    ensure!(outcome.stderr.contains("ermission denied"), "no reason with -v: {}", outcome.told());
+    ensure!(outcome.stderr.contains("embedded"), "the embedded engine is not told of: {}", outcome.told());
+    // The far daemon holds its ports; any other one served.
+    ensure!(outcome.stderr.contains("port"), "the other port is not told of: {}", outcome.told());
+    world.near_daemon = None;
+    world.far_daemon = None;
+    let quiet = Way::Up.escp(&world, &[], &["a"], "c").succeed()?;
+    ensure!(quiet.stderr.is_empty(), "told without -v: {}", quiet.told());
+    compare::same(&world.near.join("a"), &world.far.join("c"))
+}
+
+#[test]
+fn filtered_data_ports() -> Checked {
+    need_root!();
+    let world = Plan::default().apart().start()?;
+    with_source(&world)?;
+    // What a firewall that drops leaves of a connection: it is never answered.
+    let proxy = world.proxy()?;
+    proxy.close_data_ports();
+    let _filtered = escp_testkit::proxy::Filtered::new(&world.near_network, escp_testkit::FAR_PORTS)?;
+    let start = Instant::now();
+    let outcome = Way::Up.escp(&world, &[], &["a"], "a").end()?.expect_status(3)?;
+    ensure!(start.elapsed() < Duration::from_secs(14), "it took {:?}", start.elapsed());
+    for word in ["1232", "far", "ssh", "--tunnel"] {
+        ensure!(outcome.stderr.contains(word), "'{word}' is not said: {}", outcome.told());
+    }
+    compare::holds_only(&world.far, &[])
+}
+
+#[test]
+fn closed_data_ports() -> Checked {
+    need_root!();
+    let world = Plan::default().apart().start()?;
+    with_source(&world)?;
+    world.proxy()?.close_data_ports();
+    let outcome = Way::Up.escp(&world, &[], &["a"], "a").end()?.expect_status(3)?;
+    ensure!(outcome.stderr.contains("1232"), "{}", outcome.told());
+    compare::holds_only(&world.far, &[])
+}
+
+#[test]
+fn a_dead_address_beside_a_live_one() -> Checked {
+    need_root!();
+    let world = Plan::default().apart().start()?;
+    with_source(&world)?;
+    // ssh comes in by 127.0.0.1, the address the far side names first. Data ports are dead there; the host's
+    // own name leads to another address, where they live.
+    let proxy = world.proxy()?;
+    proxy.close_data_ports();
+    let _dead = escp_testkit::proxy::Filtered::new(&world.near_network, escp_testkit::FAR_PORTS)?;
+    proxy.open_data_ports_on(&world.near_network, "127.0.0.2", escp_testkit::FAR_PORTS)?;
+    let config = std::fs::read_to_string(&world.sshd.client_config)?;
+    std::fs::write(&world.sshd.client_config, config.replace("Host far\n", "Host far 127.0.0.2\n"))?;
+    let start = Instant::now();
+    world
+        .escp()
+        .arg(world.near.join("a"))
+        .arg(format!("127.0.0.2:{}", world.far.join("a").display()))
+        .succeed()?;
+    ensure!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    compare::same(&world.near.join("a"), &world.far.join("a"))
+}
+
+#[test]
+fn over_ipv6() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Daemon)?;
+    with_source(&world)?;
+    let target = format!("far6:{}", world.far.join("b").display());
+    world
+        .escp()
+        .args(["-6", "-v"])
+        .arg(world.near.join("a"))
+        .arg(target)
+        .succeed()?
+        .expect_stderr("[::1]")?;
+    compare::same(&world.near.join("a"), &world.far.join("b"))
+}
+
+#[test]
+fn usage_is_told_with_status_2() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    with_source(&world)?;
+    let lines: [&[&str]; 6] = [
+        &[],
+        &["a"],
+        &["a", "b"],
+        &["far:a", "far:b"],
+        &["--no-such-flag", "a", "far:"],
+        &["-l", "x", "a", "far:"],
+    ];
+    for line in lines {
+        let outcome = world.escp().args(line).directory(&world.near).end()?.expect_status(2)?;
+        ensure!(!outcome.stderr.trim().is_empty(), "silent failure");
+    }
+    Ok(())
+}

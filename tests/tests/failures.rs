@@ -1,0 +1,292 @@
+//! What fails fails alone, says so, and leaves nothing half done.
+
+use escp_testkit::mount::{Kind, Mount};
+use escp_testkit::run::{Running, wait_until};
+use escp_testkit::{Checked, Host, World, compare, ensure, need_root, tree};
+use escp_tests::{Way, copy_and_compare, settle};
+use std::fs::Permissions;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+#[test]
+fn an_unreadable_file_fails_alone() -> Checked {
+    need_root!();
+    for (near, far) in escp_tests::PAIRS {
+        let world = World::start(near, far)?;
+        for way in Way::BOTH {
+            let source = way.source(&world).join("d");
+            tree::many(&source, 50, 10)?;
+            std::fs::write(source.join("closed"), "x")?;
+            settle(&world)?;
+            std::fs::set_permissions(source.join("closed"), Permissions::from_mode(0))?;
+            let outcome = way.escp(&world, &["-r"], &["d"], "copy").end()?.expect_status(1)?;
+            ensure!(outcome.stderr.contains("closed"), "not named: {}", outcome.told());
+            ensure!(outcome.stderr.contains("ermission denied"), "no reason: {}", outcome.told());
+            std::fs::remove_file(source.join("closed"))?;
+            compare::same(&source, &way.target(&world).join("copy"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn existing_targets() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    tree::file(&world.near.join("new"), 5000, 1)?;
+    let old = world.far.join("old");
+    tree::file(&old, 90_000, 2)?;
+    std::fs::hard_link(&old, world.far.join("hard-link"))?;
+    settle(&world)?;
+    std::fs::set_permissions(&old, Permissions::from_mode(0o640))?;
+    let before = std::fs::metadata(&old)?;
+    copy_and_compare(&world, Way::Up, &[], "new", "old")?;
+    let after = std::fs::metadata(&old)?;
+    ensure!(after.ino() != before.ino(), "an old inode was written to");
+    ensure!(after.mode() & 0o7777 == 0o640, "the mode became {:o}", after.mode());
+    ensure!(std::fs::metadata(world.far.join("hard-link"))?.len() == 90_000, "another name was written to");
+
+    // --inplace keeps the inode and so every link.
+    copy_and_compare(&world, Way::Up, &["--inplace"], "new", "hard-link")?;
+    ensure!(std::fs::metadata(world.far.join("hard-link"))?.ino() == before.ino(), "the inode changed");
+    compare::holds_only(&world.far, &["old", "hard-link"])
+}
+
+#[test]
+fn a_link_at_the_final_name_is_replaced_and_never_followed() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    tree::file(&world.near.join("a"), 5000, 1)?;
+    std::fs::write(world.far.join("precious"), "precious")?;
+    symlink("precious", world.far.join("link"))?;
+    symlink("nowhere", world.far.join("dangling"))?;
+    settle(&world)?;
+    for name in ["link", "dangling"] {
+        copy_and_compare(&world, Way::Up, &[], "a", name)?;
+        ensure!(!std::fs::symlink_metadata(world.far.join(name))?.is_symlink(), "{name} is still a link");
+    }
+    ensure!(std::fs::read(world.far.join("precious"))? == b"precious", "the link was followed");
+    compare::holds_only(&world.far, &["precious", "link", "dangling"])
+}
+
+#[test]
+fn a_fifo_or_directory_at_the_final_name_is_refused() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    std::fs::create_dir(world.near.join("d"))?;
+    tree::file(&world.near.join("d/fifo"), 5000, 1)?;
+    tree::file(&world.near.join("d/directory"), 5000, 1)?;
+    tree::file(&world.near.join("d/plain"), 5000, 1)?;
+    std::fs::create_dir_all(world.far.join("d/directory"))?;
+    world.on_far("mkfifo").arg(world.far.join("fifo")).end()?;
+    settle(&world)?;
+    escp_testkit::run::Run::new("mkfifo", None).arg(world.far.join("d/fifo")).succeed()?;
+    settle(&world)?;
+    let outcome = Way::Up.escp(&world, &["-r"], &["d"], ".").end()?.expect_status(1)?;
+    ensure!(outcome.stderr.contains("fifo") && outcome.stderr.contains("directory"), "{}", outcome.told());
+    compare::same_sha256(&world.near.join("d/plain"), &world.far.join("d/plain"))?;
+    compare::holds_only(&world.far.join("d"), &["directory", "fifo", "plain"])
+}
+
+#[test]
+fn a_full_target_keeps_the_old_file() -> Checked {
+    need_root!();
+    for (near, far) in [(Host::Embedded, Host::Embedded), (Host::Daemon, Host::Daemon)] {
+        for kind in [Kind::Ext4, Kind::Tmpfs] {
+            let world = World::start(near, far)?;
+            let mount = Mount::new(kind, &world.far.join("small"), 16, &world.users.far, "")?;
+            std::fs::create_dir(world.near.join("d"))?;
+            tree::file(&world.near.join("d/big"), 40 * tree::MIB, 1)?;
+            tree::file(&world.near.join("d/little"), 5000, 2)?;
+            std::fs::create_dir(mount.path.join("d"))?;
+            std::fs::write(mount.path.join("d/big"), "the old one")?;
+            settle(&world)?;
+            let outcome = Way::Up.escp(&world, &["-r"], &["d"], "small").end()?;
+            ensure!(outcome.code() == 1, "{}", outcome.told());
+            ensure!(outcome.stderr.contains("big") || outcome.stderr.contains("space"), "{}", outcome.told());
+            let kept = std::fs::read(mount.path.join("d/big"))?;
+            ensure!(kept == b"the old one", "the old file is gone: {} bytes", kept.len());
+            for name in compare::names(&mount.path.join("d"))? {
+                ensure!(name == "big" || name == "little", "{name} was left behind");
+            }
+            world.expect_nothing_running(Duration::from_secs(15))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_target_that_fills_up_in_mid_transfer() -> Checked {
+    need_root!();
+    let world = World::start(Host::Daemon, Host::Daemon)?;
+    let mount = Mount::new(Kind::Ext4, &world.far.join("small"), 64, &world.users.far, "")?;
+    std::fs::create_dir(world.near.join("d"))?;
+    for index in 0..6 {
+        tree::file(&world.near.join(format!("d/{index}")), 6 * tree::MIB, index)?;
+    }
+    settle(&world)?;
+    let mut running = Way::Up.escp(&world, &["-r", "-l", "64M"], &["d"], "small").start()?;
+    wait_until("the first file", Duration::from_secs(20), || mount.path.join("d/0").exists())?;
+    let _ = std::fs::write(mount.path.join("filler"), vec![1; 64 << 20]);
+    ensure!(running.is_running()?, "too early to tell");
+    let outcome = running.end()?.expect_status(1)?;
+    ensure!(
+        outcome.stderr.contains("No space left") || outcome.stderr.contains("space"),
+        "{}",
+        outcome.told()
+    );
+    for name in compare::names(&mount.path.join("d"))? {
+        let (source, target) = (world.near.join("d").join(&name), mount.path.join("d").join(&name));
+        compare::same_sha256(&source, &target)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_read_only_target() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    let mount = Mount::new(Kind::Ext4, &world.far.join("ro"), 16, &world.users.far, "")?;
+    std::fs::write(mount.path.join("old"), "old")?;
+    tree::file(&world.near.join("old"), 5000, 1)?;
+    settle(&world)?;
+    mount.remount("ro")?;
+    let outcome = Way::Up.escp(&world, &[], &["old"], "ro/old").end()?.expect_status(1)?;
+    ensure!(outcome.stderr.contains("ead-only"), "{}", outcome.told());
+    ensure!(std::fs::read(mount.path.join("old"))? == b"old", "the old file changed");
+    Ok(())
+}
+
+#[test]
+fn a_directory_without_write_permission() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    tree::file(&world.near.join("a"), 5000, 1)?;
+    std::fs::create_dir(world.far.join("closed"))?;
+    std::fs::write(world.far.join("closed/open-file"), "old")?;
+    settle(&world)?;
+    std::fs::set_permissions(world.far.join("closed"), Permissions::from_mode(0o555))?;
+    let outcome = Way::Up.escp(&world, &[], &["a"], "closed/new").end()?.expect_status(1)?;
+    ensure!(outcome.stderr.contains("ermission denied"), "{}", outcome.told());
+    // A writable file in it can be written in place.
+    Way::Up.escp(&world, &["--inplace"], &["a"], "closed/open-file").succeed()?;
+    compare::same_sha256(&world.near.join("a"), &world.far.join("closed/open-file"))
+}
+
+/// Starts a transfer slow enough to meddle with: 24 MiB at 32 Mbit/s are 6 s.
+fn slow<'a>(world: &'a World, way: Way, source: &str) -> Checked<Running> {
+    tree::file(&way.source(world).join(source), 24 * tree::MIB, 7)?;
+    settle(world)?;
+    let mut running = way.escp(world, &["-v", "-l", "32M"], &[source], "copy").start()?;
+    let temporary = way.target(world);
+    wait_until("the temporary file", Duration::from_secs(20), || {
+        compare::names(&temporary).is_ok_and(|names| names.iter().any(|name| name.starts_with(".escp")))
+    })?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(running.is_running()?, "over before it could be disturbed: {}", running.stderr()?);
+    Ok(running)
+}
+
+/// Meddles with a source while it is read; the file must not arrive, and must be named.
+fn changed(meddle: impl Fn(&Path) -> Checked) -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let world = World::start(Host::Embedded, Host::Daemon)?;
+        std::fs::write(way.target(&world).join("copy"), "the old one")?;
+        let running = slow(&world, way, "source")?;
+        meddle(&way.source(&world).join("source"))?;
+        let outcome = running.end()?.expect_status(1)?;
+        ensure!(outcome.stderr.contains("source"), "not named: {}", outcome.told());
+        let kept = std::fs::read(way.target(&world).join("copy"))?;
+        ensure!(kept == b"the old one", "{} bytes were published", kept.len());
+        let mut names = compare::names(&way.target(&world))?;
+        names.retain(|name| name != "source");
+        ensure!(names == ["copy"], "left behind: {names:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_cut() -> Checked {
+    changed(|path| Ok(std::fs::OpenOptions::new().write(true).open(path)?.set_len(20 << 20)?))
+}
+
+#[test]
+fn a_source_that_grows() -> Checked {
+    changed(|path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path)?;
+        Ok(file.write_all_at(b"more", 24 << 20)?)
+    })
+}
+
+#[test]
+fn a_source_that_is_rewritten_in_place() -> Checked {
+    changed(|path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path)?;
+        Ok(file.write_all_at(b"other", 23 << 20)?)
+    })
+}
+
+#[test]
+fn a_source_that_is_replaced_arrives_as_it_was() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let world = World::start(Host::Embedded, Host::Embedded)?;
+        let running = slow(&world, way, "source")?;
+        let source = way.source(&world).join("source");
+        let was = compare::sha256(&source)?;
+        std::fs::write(source.with_extension("new"), "a new one")?;
+        std::fs::rename(source.with_extension("new"), &source)?;
+        // Whole as it was, or named as changed; never a mixture.
+        let outcome = running.end()?;
+        let target = way.target(&world).join("copy");
+        match outcome.code() {
+            0 => ensure!(compare::sha256(&target)? == was, "a mixture was published"),
+            1 => ensure!(!target.exists(), "published and failed: {}", outcome.told()),
+            _ => ensure!(false, "{}", outcome.told()),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_deleted_while_it_waits() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    let source = world.near.join("d");
+    std::fs::create_dir(&source)?;
+    for index in 0..3000 {
+        tree::file(&source.join(format!("f{index:04}")), 30_000, index)?;
+    }
+    settle(&world)?;
+    let running = Way::Up.escp(&world, &["-r", "-l", "100M"], &["d"], "copy").start()?;
+    wait_until("the first file", Duration::from_secs(20), || {
+        compare::names(&world.far.join("copy")).is_ok_and(|names| names.iter().any(|n| n.starts_with('f')))
+    })?;
+    let mut deleted = 0;
+    for index in (0..3000).rev().take(1000) {
+        deleted += u32::from(std::fs::remove_file(source.join(format!("f{index:04}"))).is_ok());
+    }
+    let outcome = running.end()?;
+    ensure!(deleted == 1000 && matches!(outcome.code(), 0 | 1), "{}", outcome.told());
+    // What is still there arrived whole; what arrived is what it was.
+    for entry in std::fs::read_dir(&source)? {
+        let name = entry?.file_name();
+        compare::same_sha256(&source.join(&name), &world.far.join("copy").join(&name))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_temporary_file_that_is_removed_fails_that_file() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    let running = slow(&world, Way::Up, "source")?;
+    for name in compare::names(&world.far)? {
+        std::fs::remove_file(world.far.join(name))?;
+    }
+    let outcome = running.end()?.expect_status(1)?;
+    ensure!(outcome.stderr.contains("copy"), "not named: {}", outcome.told());
+    compare::holds_only(&world.far, &[])
+}

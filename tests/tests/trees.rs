@@ -1,0 +1,176 @@
+//! Trees: strange names, depth, what is dropped and what is reported.
+
+use escp_testkit::{Checked, Host, World, compare, ensure, need_root, tree};
+use escp_tests::{Way, copy_and_compare, settle};
+use std::fs::Permissions;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+#[test]
+fn strange_names_one_by_one() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    for name in tree::strange_names() {
+        // A source of its own name: the name travels in the request, not only below a directory.
+        std::fs::write(world.near.join(&name), name.as_bytes())?;
+        settle(&world)?;
+        world.escp().arg(world.near.join(&name)).arg(world.remote("")).succeed()?;
+        compare::same_sha256(&world.near.join(&name), &world.far.join(&name))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn names_are_escaped_where_people_read_them() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    let evil = "red\u{1b}[31m\u{7}\nname";
+    let path = world.near.join("d").join(evil);
+    std::fs::create_dir(world.near.join("d"))?;
+    std::fs::write(&path, "x")?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0))?;
+    settle(&world)?;
+    let outcome = Way::Up.escp(&world, &["-r", "-vvv"], &["d"], "d").end()?.expect_status(1)?;
+    let all = format!("{}{}", outcome.stdout, outcome.stderr);
+    ensure!(!all.contains('\u{1b}') && !all.contains('\u{7}'), "raw control characters: {all:?}");
+    ensure!(all.contains("red\\x1b[31m\\x07\\nname"), "the name is not told: {all}");
+    Ok(())
+}
+
+#[test]
+fn deeper_than_a_path_can_be_long() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let world = World::start(Host::Embedded, Host::Embedded)?;
+        std::fs::create_dir(way.source(&world).join("deep"))?;
+        settle(&world)?;
+        let owner = if way == Way::Up { &world.users.near } else { &world.users.far };
+        tree::deep(&way.source(&world).join("deep"), 30, owner)?;
+        way.escp(&world, &["-r"], &["deep"], "copy").succeed()?;
+        // Paths this long can only be walked step by step, as find does.
+        let found = escp_testkit::run::Run::new("find", None)
+            .arg(way.target(&world).join("copy"))
+            .args(["-name", "end", "-size", "7c", "-printf", "%d\\n"])
+            .succeed()?;
+        ensure!(found.stdout.trim() == "31", "{}", found.told());
+        // Dropping the scratch directory needs the same care.
+        escp_testkit::run::Run::new("rm", None)
+            .arg("-rf")
+            .arg(way.target(&world).join("copy"))
+            .arg(way.source(&world).join("deep"))
+            .succeed()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn loops_of_links_are_reported_and_skipped() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    std::fs::create_dir_all(world.near.join("d/sub"))?;
+    tree::file(&world.near.join("d/sub/f"), 100, 1)?;
+    symlink("..", world.near.join("d/sub/up"))?;
+    symlink("self", world.near.join("d/self"))?;
+    settle(&world)?;
+    let outcome = Way::Up.escp(&world, &["-r"], &["d"], "copy").end()?.expect_status(1)?;
+    ensure!(outcome.stderr.contains("d/sub/up") && outcome.stderr.contains("d/self"), "{}", outcome.told());
+    compare::same_sha256(&world.near.join("d/sub/f"), &world.far.join("copy/sub/f"))
+}
+
+#[test]
+fn only_files_and_directories_are_taken() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    std::fs::create_dir(world.near.join("d"))?;
+    tree::file(&world.near.join("d/f"), 100, 1)?;
+    escp_testkit::run::Run::new("mkfifo", None).arg(world.near.join("d/fifo")).succeed()?;
+    let _socket = std::os::unix::net::UnixListener::bind(world.near.join("d/socket"))?;
+    settle(&world)?;
+    // A FIFO must never be opened for reading: nobody writes, and escp would wait.
+    let outcome = Way::Up.escp(&world, &["-r"], &["d"], "copy").end()?.expect_status(1)?;
+    ensure!(outcome.stderr.contains("fifo") && outcome.stderr.contains("socket"), "{}", outcome.told());
+    compare::holds_only(&world.far.join("copy"), &["f"])
+}
+
+#[test]
+fn setuid_bits_are_dropped() -> Checked {
+    need_root!();
+    for flags in [&["-r"][..], &["-rp"]] {
+        let world = World::start(Host::Embedded, Host::Embedded)?;
+        std::fs::create_dir(world.near.join("d"))?;
+        std::fs::write(world.near.join("d/f"), "x")?;
+        settle(&world)?;
+        std::fs::set_permissions(world.near.join("d/f"), Permissions::from_mode(0o6755))?;
+        Way::Up.escp(&world, flags, &["d"], "copy").succeed()?;
+        let mode = std::fs::metadata(world.far.join("copy/f"))?.mode() & 0o7777;
+        ensure!(mode == 0o755, "{mode:o} with {flags:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn holes_arrive_as_holes() -> Checked {
+    need_root!();
+    for (near, far) in [(Host::Embedded, Host::Embedded), (Host::Daemon, Host::Daemon)] {
+        let world = World::start(near, far)?;
+        for way in Way::BOTH {
+            tree::sparse_file(&way.source(&world).join("sparse"), 300 * tree::MIB + 5, 4)?;
+            tree::sparse_file(&way.source(&world).join("hole"), 50 * tree::MIB + 1, 0)?;
+            settle(&world)?;
+            for name in ["sparse", "hole"] {
+                let copy = format!("{name}-copy");
+                copy_and_compare(&world, way, &[], name, &copy)?;
+                let blocks =
+                    |path: std::path::PathBuf| -> Checked<u64> { Ok(std::fs::metadata(path)?.blocks()) };
+                let (ours, theirs) =
+                    (blocks(way.source(&world).join(name))?, blocks(way.target(&world).join(&copy))?);
+                ensure!(theirs <= ours + 2048, "{name} grew from {ours} to {theirs} blocks of 512 bytes");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn shell_characters_mean_nothing() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    std::fs::write(world.near.join("a"), "x")?;
+    settle(&world)?;
+    for name in ["$(touch pwned)", "`touch pwned`", "; touch pwned", "a b'c\"d", "|x", "-r", "&&", "x\ny"] {
+        let target = world.remote(name);
+        world.escp().arg(world.near.join("a")).arg(&target).succeed()?;
+        compare::same_sha256(&world.near.join("a"), &world.far.join(name))?;
+        world.escp().arg(&target).arg(world.near.join("back")).succeed()?;
+    }
+    ensure!(!world.far.join("pwned").exists() && !world.users.far.home.join("pwned").exists(), "a shell ran");
+    Ok(())
+}
+
+#[test]
+fn two_sources_of_one_name() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    for (directory, content) in [("one", "first"), ("two", "second")] {
+        std::fs::create_dir(world.near.join(directory))?;
+        std::fs::write(world.near.join(directory).join("same"), content)?;
+    }
+    std::fs::create_dir(world.far.join("target"))?;
+    settle(&world)?;
+    let outcome = Way::Up.escp(&world, &[], &["one/same", "two/same"], "target").end()?.expect_status(1)?;
+    ensure!(outcome.stderr.contains("same"), "the second is not named: {}", outcome.told());
+    let kept = std::fs::read_to_string(world.far.join("target/same"))?;
+    ensure!(kept == "first", "'{kept}' was kept");
+    compare::holds_only(&world.far.join("target"), &["same"])
+}
+
+#[test]
+fn a_name_of_256_bytes_fails_alone() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    std::fs::write(world.near.join("a"), "x")?;
+    settle(&world)?;
+    let long = "n".repeat(256);
+    Way::Up.escp(&world, &[], &["a"], &long).end()?.expect_status(1)?;
+    compare::holds_only(&world.far, &[])
+}
