@@ -110,6 +110,17 @@ mod tests {
         file
     }
 
+    /// The configuration depends on nothing of ours, so it has these numbers a second time.
+    #[test]
+    fn the_bounds_of_the_configuration_are_the_engines() {
+        assert_eq!(escp_config::MIN_BLOCK_SIZE, escp_engine_api::MIN_BLOCK_SIZE);
+        assert_eq!(escp_config::MAX_BLOCK_SIZE, escp_engine_api::MAX_BLOCK_SIZE);
+        assert_eq!(escp_config::MAX_STREAMS, escp_engine_api::MAX_STREAMS);
+        for engine in [escp_config::Engine::Uring, escp_config::Engine::Posix] {
+            assert!(engine.name().parse::<escp_engine_api::EngineKind>().is_ok());
+        }
+    }
+
     #[test]
     fn what_can_be_applied_is_and_the_rest_is_named() {
         let running = Config::default();
