@@ -111,16 +111,16 @@ pub(crate) struct ConnectionArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = SPEED)]
 pub(crate) struct SpeedArgs {
-    /// Number of data connections
+    /// Number of data connections (4 unless configured otherwise)
     #[arg(short = 't', long, value_name = "NUMBER")]
     pub(crate) parallel: Option<u16>,
     /// Compress where it pays (zstd)
     #[arg(short = 'C')]
     pub(crate) compress: bool,
-    /// Use at most RATE in all: Kbit/s, or with a unit: 800M, 2.5G (bits per second)
+    /// Use at most RATE in all: Kbit/s, or with a unit, bits/s: 800M, 10G
     #[arg(short = 'l', value_name = "RATE")]
     pub(crate) limit: Option<String>,
-    /// Size of a block: 256K to 8M
+    /// Size of a block, 256K to 8M (1M unless configured otherwise)
     #[arg(long, value_name = "SIZE")]
     pub(crate) blocksize: Option<String>,
     /// Blocks in flight per data connection
@@ -141,7 +141,7 @@ pub(crate) struct SpeedArgs {
     /// How many ports after it to try, or FIRST-LAST
     #[arg(long = "escp_portrange", alias = "escp-portrange", value_name = "RANGE")]
     pub(crate) escp_portrange: Option<String>,
-    /// Socket of this host's escpd; $ESCP_SOCKET names it too
+    /// Socket of this host's escpd; $ESCP_SOCKET names it too. none: do without escpd
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// Configuration to read instead of /etc/escp.conf
@@ -156,7 +156,7 @@ pub(crate) struct MessageArgs {
     /// No progress, no summary: errors only
     #[arg(short = 'q')]
     pub(crate) quiet: bool,
-    /// Say more; twice: ssh too; three times: everything
+    /// Say more; twice: decisions, and ssh too; three times: everything
     #[arg(short = 'v', action = ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Show rates in bits per second
@@ -202,7 +202,7 @@ Examples:
   escp -r results alice@data1:/srv/in/     a directory with all that is in it
   escp 'data1:run/*.h5' .                  what matches on data1 to here
   escp -J gate -P 2222 x [2001:db8::7]:/x  through a jump host, to an IPv6 address
-  escp -t 8 --ioengine dummy dummy:100G data1:   network and ciphers alone, no files
+  escp --ioengine dummy dummy:100G data1:  network and ciphers alone, no files
 
 Exit status:
   0 all files verified and on stable storage   3 could not connect or log in
@@ -210,8 +210,8 @@ Exit status:
   2 the command line cannot be followed        5 data was altered, or the protocol broken
   130, 143 ended by SIGINT, SIGTERM
 
-escp has to be installed on both hosts. Data flows over TCP ports 1232-1242 of the other host; where escpd
-runs, it moves the data.";
+escp has to be installed on both hosts. Data goes to TCP ports 1232-1242 of the other host.
+Where escpd runs, it moves the data; elsewhere escp does so itself.";
 
 #[cfg(test)]
 mod tests {

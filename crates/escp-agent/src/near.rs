@@ -217,6 +217,10 @@ async fn conclude<W: AsyncWrite + Unpin>(
                 end = monitor.end_within(LAST_WORDS).await;
             }
             let text = match (told, end) {
+                // Each side saw a loss; the one that suffered it knows what it was.
+                (None, Some(ChannelEnd::Failed(said))) if said.status == status::LOST => {
+                    format!("{}; {}", error.text, said.text)
+                }
                 (_, Some(ChannelEnd::Failed(said))) => return Err(said),
                 (Some(reason), _) => format!("{host}: {reason}"),
                 (None, Some(_)) if !error.text.contains(host) => {
