@@ -1,6 +1,6 @@
 //! What kind of storage a file lies on.
 
-use rustix::fs::{OFlags, Statx, StatxFlags, fcntl_getfl, fcntl_setfl, fstatfs};
+use rustix::fs::{OFlags, Statx, StatxFlags, fcntl_setfl, fstatfs};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -32,7 +32,8 @@ impl Memory {
     }
 }
 
-/// Sets or clears O_DIRECT, and clears O_NONBLOCK. Answers the alignment that O_DIRECT then asks for; 0 when
+/// Sets or clears O_DIRECT, and clears O_NONBLOCK: the only flags of an open file that these agents use and
+/// the kernel lets change. Answers the alignment that O_DIRECT then asks for; 0 when
 /// the file is not O_DIRECT, because it was not `wanted` or because its file system refuses it.
 pub(crate) fn set_direct(file: BorrowedFd<'_>, wanted: bool, stat: &Statx) -> Result<u32, Errno> {
     let alignment = match stat.stx_mask & StatxFlags::DIOALIGN.bits() {
@@ -40,13 +41,9 @@ pub(crate) fn set_direct(file: BorrowedFd<'_>, wanted: bool, stat: &Statx) -> Re
         // Zero: the file does not support it.
         _ => stat.stx_dio_offset_align,
     };
-    let now = fcntl_getfl(file)?;
-    let plain = now - OFlags::NONBLOCK - OFlags::DIRECT;
-    if wanted && alignment.is_power_of_two() && fcntl_setfl(file, plain | OFlags::DIRECT).is_ok() {
+    if wanted && alignment.is_power_of_two() && fcntl_setfl(file, OFlags::DIRECT).is_ok() {
         return Ok(alignment);
     }
-    if now != plain {
-        fcntl_setfl(file, plain)?;
-    }
+    fcntl_setfl(file, OFlags::empty())?;
     Ok(0)
 }

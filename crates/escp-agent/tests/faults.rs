@@ -246,23 +246,25 @@ impl Puppet {
         self.events.send(Event::Message(message.encode().unwrap())).await.unwrap();
     }
 
-    async fn status(mut self) -> (u8, String) {
+    async fn status(self) -> (u8, String) {
+        let Self { root, mut commands, events, ended, .. } = self;
         let drain = tokio::spawn(async move {
             let mut abort = None;
-            while let Some(command) = self.commands.recv().await {
+            while let Some(command) = commands.recv().await {
                 if let Command::Abort { reason } = command {
                     abort = Some(reason);
                     break;
                 }
             }
+            // An engine is gone once it was told to abort.
+            drop(events);
             abort
         });
-        let error = tokio::time::timeout(Duration::from_secs(20), self.ended).await.unwrap().unwrap();
+        let error = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap().unwrap();
         let error = error.unwrap_err();
-        drop(self.events);
         assert_eq!(drain.await.unwrap().as_deref(), Some(error.text.as_str()), "the peer is told");
-        assert_eq!(leftovers(self.root.path()), Vec::<PathBuf>::new());
-        assert_eq!(fs::read_dir(self.root.path()).unwrap().count(), 2, "nothing beside the target");
+        assert_eq!(leftovers(root.path()), Vec::<PathBuf>::new());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2, "nothing beside the target");
         (error.status, error.text)
     }
 
