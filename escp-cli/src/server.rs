@@ -19,6 +19,11 @@ use tokio::net::unix::pipe;
 pub(crate) async fn run(config: Config, socket: Option<PathBuf>, verbosity: &Verbosity, stop: &Stop) -> u8 {
     match serve(config, socket, verbosity, stop).await {
         Ok(status) => status,
+        // Nobody is at the other end who could be told.
+        Err(error) if error.status == status::USAGE => {
+            tracing::error!("{}", error.text);
+            error.status
+        }
         Err(error) => {
             // The near side has been told and tells its user; this is for logs and for curious hands.
             tracing::info!("{}", error.text);
