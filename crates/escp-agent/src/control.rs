@@ -2,8 +2,9 @@
 
 use crate::link::{HangUp, SessionError};
 use crate::status;
-use escp_proto::ProtocolError;
+use escp_proto::control::dialogue::{Dialogue, Input};
 use escp_proto::control::{ControlFailure, ControlMessage, FrameReader, Hello};
+use escp_proto::{ProtocolError, Side};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -57,14 +58,17 @@ impl ControlError {
 pub struct ControlReader<R> {
     inner: R,
     frames: FrameReader,
+    /// What may come now.
+    dialogue: Dialogue,
     chunk: Vec<u8>,
     began: bool,
 }
 
 impl<R: AsyncRead + Unpin> ControlReader<R> {
-    /// A channel of which nothing has been read.
-    pub fn new(inner: R) -> Self {
-        Self { inner, frames: FrameReader::new(), chunk: vec![0; 8 * 1024], began: false }
+    /// A channel of which `side` has read nothing.
+    pub fn new(inner: R, side: Side) -> Self {
+        let dialogue = Dialogue::new(side);
+        Self { inner, frames: FrameReader::new(), dialogue, chunk: vec![0; 8 * 1024], began: false }
     }
 
     /// The next frame's body. Safe to drop and call again.
@@ -100,15 +104,18 @@ impl<R: AsyncRead + Unpin> ControlReader<R> {
     /// As [`ControlReader::frame`]; [`ControlError::Silent`] when it does not come within `deadline`.
     pub async fn hello(&mut self, deadline: Duration) -> Result<(Hello, Vec<u8>), ControlError> {
         let body = timeout(deadline, self.frame()).await.map_err(|_| ControlError::Silent(deadline))??;
+        self.dialogue.on(Input::Hello)?;
         Ok((Hello::decode_body(&body)?, Hello::frame_of(&body)?))
     }
 
-    /// The next message.
+    /// The next message, if it may come now.
     ///
     /// # Errors
     /// As [`ControlReader::frame`].
     pub async fn message(&mut self) -> Result<ControlMessage, ControlError> {
-        Ok(ControlMessage::decode(&self.frame().await?)?)
+        let message = ControlMessage::decode(&self.frame().await?)?;
+        self.dialogue.on(Input::from(&message))?;
+        Ok(message)
     }
 
     /// The next message, which must come within `deadline`.
@@ -206,10 +213,7 @@ impl Monitor {
             let end = match reader.message().await {
                 Ok(ControlMessage::Bye) => ChannelEnd::Bye,
                 Ok(ControlMessage::Failed(failure)) => ChannelEnd::Failed(peer_failure(&peer, &failure)),
-                Ok(_) => ChannelEnd::Broken(SessionError {
-                    status: status::INTEGRITY,
-                    text: format!("{peer} broke the protocol on the control channel: a message out of turn"),
-                }),
+                Ok(message) => ChannelEnd::Broken(out_of_turn(&message).for_session(&peer)),
                 Err(error) => ChannelEnd::Broken(error.for_session(&peer)),
             };
             say_end.send_replace(Some(end.clone()));
@@ -231,6 +235,12 @@ impl Monitor {
         let end = timeout(time, self.end.wait_for(Option::is_some)).await.ok()?.ok()?;
         end.clone()
     }
+}
+
+/// The error for a message that the dialogue lets pass and that nobody waits for.
+pub(crate) fn out_of_turn(message: &ControlMessage) -> ControlError {
+    let what = Input::from(message).name();
+    ProtocolError::IllegalState { what, state: "a control channel where another message is due" }.into()
 }
 
 /// What the other side's reason means on this side.

@@ -13,7 +13,7 @@ use escp_engine_api::{
 };
 use escp_proto::agent::{Accept, AgentMessage, Refusal, Request, Transfer};
 use escp_proto::control::{ControlMessage, Hello, Job, Listening};
-use escp_proto::{ProtocolError, VERSION};
+use escp_proto::VERSION;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +79,8 @@ where
     W: AsyncWrite + Unpin,
     E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
 {
-    let (mut reader, mut writer) = (ControlReader::new(reader), ControlWriter::new(writer));
+    let (mut reader, mut writer) =
+        (ControlReader::new(reader, escp_proto::Side::Far), ControlWriter::new(writer));
     let mut stop = hang_up.subscribe();
     let greeted = tokio::select! {
         biased;
@@ -136,9 +137,7 @@ where
     match reader.message_within(GREETING_DEADLINE).await.map_err(lost)? {
         ControlMessage::Job(job) => Ok((SessionId(near.session), master, job)),
         ControlMessage::Failed(failure) => Err(crate::control::peer_failure(PEER, &failure)),
-        ControlMessage::Listening(_) | ControlMessage::Bye => {
-            Err(lost(ProtocolError::Malformed("message where a job is due").into()))
-        }
+        other => Err(lost(crate::control::out_of_turn(&other))),
     }
 }
 

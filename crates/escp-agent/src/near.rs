@@ -3,7 +3,7 @@
 //! [`greet`] exchanges hellos; [`run`] opens the engines on both hosts, connects them and moves the files.
 
 use crate::control::{
-    ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up, peer_failure,
+    ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up, out_of_turn, peer_failure,
 };
 use crate::dial::{self, Family, Targets};
 use crate::establish::{self, Opening, PEER_GAVE_UP};
@@ -124,7 +124,8 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let (mut reader, mut writer) = (ControlReader::new(reader), ControlWriter::new(writer));
+    let (mut reader, mut writer) =
+        (ControlReader::new(reader, escp_proto::Side::Near), ControlWriter::new(writer));
     let random = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
     let session = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
     let hello = Hello { lowest: VERSION, highest: VERSION, features: 0, session, random };
@@ -312,10 +313,7 @@ where
     match reader.message_within(LISTENING_DEADLINE).await.map_err(lost)? {
         ControlMessage::Listening(listening) => Ok(listening),
         ControlMessage::Failed(failure) => Err(peer_failure(&job.host, &failure)),
-        ControlMessage::Job(_) | ControlMessage::Bye => Err(SessionError {
-            status: status::INTEGRITY,
-            text: format!("{} broke the protocol on the control channel: a message out of turn", job.host),
-        }),
+        other => Err(lost(out_of_turn(&other))),
     }
 }
 

@@ -290,7 +290,7 @@ async fn a_signal_stops_the_near_side_and_tells_the_far_one() {
     let stop = watch::Sender::new(None);
     let signal = stop.clone();
     let far_side = async {
-        let mut reader = ControlReader::new(reader);
+        let mut reader = ControlReader::new(reader, escp_proto::Side::Far);
         // The reader has not seen the hello; it takes the job for the first frame it may judge.
         tokio::time::sleep(SHORT).await;
         raise(&signal, HangUp { status: status::INTERRUPTED, text: "interrupted".into() });

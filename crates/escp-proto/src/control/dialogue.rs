@@ -63,7 +63,9 @@ pub enum Input {
 }
 
 impl Input {
-    fn name(self) -> &'static str {
+    /// What to call it in an error.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Hello => "a hello",
             Self::Job => "a job",
