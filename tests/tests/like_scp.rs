@@ -251,7 +251,7 @@ fn modes() -> Checked {
 fn unreadable(near: &Path, far: &Path) -> Checked {
     usual(near, far)?;
     for side in [near, far] {
-        std::fs::set_permissions(side.join("dir/x"), Permissions::from_mode(0))?;
+        std::fs::set_permissions(side.join("dir/x"), Permissions::from_mode(0o000))?;
         std::fs::create_dir(side.join("closed"))?;
         std::fs::set_permissions(side.join("closed"), Permissions::from_mode(0o555))?;
     }

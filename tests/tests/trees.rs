@@ -28,7 +28,7 @@ fn names_are_escaped_where_people_read_them() -> Checked {
     let path = world.near.join("d").join(evil);
     std::fs::create_dir(world.near.join("d"))?;
     std::fs::write(&path, "x")?;
-    std::fs::set_permissions(&path, Permissions::from_mode(0))?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o000))?;
     settle(&world)?;
     let outcome = Way::Up.escp(&world, &["-r", "-vvv"], &["d"], "d").end()?.expect_status(1)?;
     let all = format!("{}{}", outcome.stdout, outcome.stderr);

@@ -1,6 +1,7 @@
 //! The project's own tasks: demo, test, bench, tidy.
 
 mod bench;
+mod demo;
 mod run;
 mod test;
 mod tidy;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 Usage: cargo xtask <task>
 
+  demo    real data from disk to disk through two escpd and a real ssh, there and back, verified
   test    everything CI checks: format, lints, documentation, tidy, dependencies, every test
   bench   the benchmarks; says what it measures
   tidy    the rules of the tree that no compiler checks
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let task = arguments.next().unwrap_or_default();
     let rest: Vec<String> = arguments.collect();
     let outcome = match task.as_str() {
+        "demo" => demo::run(&rest),
         "test" => test::run(&rest),
         "bench" => bench::run(&rest),
         "tidy" => tidy::run(&rest),

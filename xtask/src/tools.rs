@@ -24,6 +24,17 @@ const fn program(name: &'static str, package: &'static str) -> Need {
     Need { what: What::Program(name), package }
 }
 
+/// What the demo needs.
+pub(crate) const DEMO: &[Need] = &[
+    program("sshd", "openssh-server"),
+    program("ssh", "openssh-client"),
+    program("scp", "openssh-client"),
+    program("ssh-keygen", "openssh-client"),
+    program("useradd", "passwd"),
+    program("sha256sum", "coreutils"),
+    program("script", "bsdutils"),
+];
+
 /// What the tests need.
 pub(crate) const TEST: &[Need] = &[
     program("sshd", "openssh-server"),

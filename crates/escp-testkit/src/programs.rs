@@ -3,6 +3,7 @@
 use crate::{Checked, Trouble, lock};
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -22,6 +23,18 @@ pub fn installed() -> Checked<PathBuf> {
     let _one_at_a_time = lock::hold("programs")?;
     let built = build_directory()?;
     build(&built)?;
+    install(&built, &lock::shared_directory()?.join("programs"))
+}
+
+/// The same for a release build of the tree.
+///
+/// # Errors
+/// When they cannot be built or copied.
+pub fn installed_release() -> Checked<PathBuf> {
+    let _one_at_a_time = lock::hold("programs")?;
+    let directory = build_directory()?;
+    let built = directory.parent().unwrap_or(&directory).join("release");
+    compile(true)?;
     install(&built, &lock::shared_directory()?.join("programs"))
 }
 
@@ -75,10 +88,16 @@ fn build(built: &Path) -> Checked {
     if present && std::fs::read_to_string(&stamp).is_ok_and(|last| last == run) {
         return Ok(());
     }
+    compile(built.ends_with("release"))?;
+    std::fs::write(stamp, run)?;
+    Ok(())
+}
+
+fn compile(release: bool) -> Checked {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--locked"]);
-    if built.ends_with("release") {
+    if release {
         command.arg("--release");
     }
     for (package, program) in PROGRAMS {
@@ -91,6 +110,8 @@ fn build(built: &Path) -> Checked {
             command.env_remove(&name);
         }
     }
+    // A runner that kills a slow test kills its process group; a build must not be cut in the middle.
+    command.process_group(0);
     let result = command.output()?;
     if !result.status.success() {
         return Err(Trouble::new(format!(
@@ -98,6 +119,5 @@ fn build(built: &Path) -> Checked {
             String::from_utf8_lossy(&result.stderr)
         )));
     }
-    std::fs::write(stamp, run)?;
     Ok(())
 }

@@ -156,6 +156,21 @@ impl<'a> Run<'a> {
         Ok(Running { child, stdout, stderr, start, patience: self.patience, shown })
     }
 
+    /// Runs it to its end with its output where ours goes, for a person to watch.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails.
+    pub fn show(mut self) -> Checked<Duration> {
+        let shown = shown(&self.command);
+        let mut command = std::mem::replace(&mut self.command, Command::new("true"));
+        let start = Instant::now();
+        let status = match self.network {
+            Some(network) => network.inside(|| command.status())??,
+            None => command.status()?,
+        };
+        if status.success() { Ok(start.elapsed()) } else { Err(Trouble::new(format!("{shown}: {status}"))) }
+    }
+
     /// Runs it to its end, whatever that is.
     ///
     /// # Errors

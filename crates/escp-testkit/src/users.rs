@@ -79,6 +79,32 @@ fn user(name: &str) -> Checked<User> {
     find(name)?.ok_or_else(|| Trouble::new(format!("useradd made no {name}")))
 }
 
+/// Whether any user that [`users`] makes is there.
+///
+/// # Errors
+/// When the user database cannot be read.
+pub fn exist() -> Checked<bool> {
+    Ok(find(NEAR)?.is_some() || find(FAR)?.is_some() || find(DAEMON)?.is_some())
+}
+
+/// The user this process runs as.
+///
+/// # Errors
+/// When the user database does not know it.
+pub fn current() -> Checked<User> {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    let name = passwd
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)? == uid).then_some(name)
+        })
+        .ok_or_else(|| Trouble::new(format!("/etc/passwd knows no user {uid}")))?;
+    find(name)?.ok_or_else(|| Trouble::new("the user is gone"))
+}
+
 /// Looks a user up by name.
 ///
 /// # Errors
