@@ -13,9 +13,6 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for an engine to end after it was told to.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How an engine introduces a reason that its peer named.
-pub(crate) const PEER_GAVE_UP: &str = "the other side gave up: ";
-
 /// An engine whose job is open and whose lanes are not all up.
 #[derive(Debug)]
 pub(crate) struct Opening {

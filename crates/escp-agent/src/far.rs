@@ -1,7 +1,7 @@
 //! The far end of a session: what `escp --server` does under ssh.
 
 use crate::control::{ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up};
-use crate::establish::{self, Opening, PEER_GAVE_UP};
+use crate::establish::{self, Opening};
 use crate::link::{HangUp, Link, Observer, SessionError, TransferOptions};
 use crate::receive::{Target, receive_files};
 use crate::send::{Source, expand_sources, send_files};
@@ -9,11 +9,12 @@ use crate::status;
 use crate::tally::Tally;
 use escp_crypto::MasterSecret;
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, JobOptions, Listen, Opened, Secret, SessionId, Side,
+    Command, Direction, EngineHandle, EngineKind, JobOptions, Listen, Opened, PEER_GAVE_UP, Secret,
+    SessionId, Side,
 };
+use escp_proto::VERSION;
 use escp_proto::agent::{Accept, AgentMessage, Refusal, Request, Transfer};
 use escp_proto::control::{ControlMessage, Hello, Job, Listening};
-use escp_proto::VERSION;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use crate::control::{
     ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up, out_of_turn, peer_failure,
 };
 use crate::dial::{self, Family, Targets};
-use crate::establish::{self, Opening, PEER_GAVE_UP};
+use crate::establish::{self, Opening};
 use crate::link::{HangUp, Link, Observer, SessionError, TransferOptions};
 use crate::receive::{Target, receive_files};
 use crate::send::{Source, send_files};
@@ -14,7 +14,7 @@ use crate::status;
 use crate::tally::Tally;
 use escp_crypto::MasterSecret;
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, JobOptions, Lane, Secret, SessionId, Side,
+    Command, Direction, EngineHandle, EngineKind, JobOptions, Lane, PEER_GAVE_UP, Secret, SessionId, Side,
 };
 use escp_proto::agent::{AgentMessage, Request, Transfer};
 use escp_proto::control::{ControlMessage, Hello, Job, Listening};

@@ -22,7 +22,7 @@ pub struct Pool {
     inner: Rc<Inner>,
 }
 
-pub(crate) struct Inner {
+struct Inner {
     region: NonNull<u8>,
     slot_len: usize,
     slots: usize,
@@ -54,9 +54,9 @@ impl Pool {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "slots or body length of a pool"));
         }
         let slot_len = HEADROOM + body_len + TAILROOM;
-        let length = slots
-            .checked_mul(slot_len)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "pool larger than the address space"))?;
+        let length = slots.checked_mul(slot_len).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::OutOfMemory, "pool larger than the address space")
+        })?;
         // SAFETY: a fresh private mapping at an address of the kernel's choice aliases nothing.
         let address = unsafe {
             rustix::mm::mmap_anonymous(
@@ -122,14 +122,14 @@ impl Pool {
         if let Some(existing) = registration.take() {
             existing.end()?;
         }
-        *registration = Some(Registration::begin(&self.inner, slots)?);
+        *registration = Some(Registration::begin((0..slots).map(|slot| self.inner.slot(slot)))?);
         Ok(())
     }
 }
 
 impl Inner {
     /// The address and length of a slot.
-    pub(crate) fn slot(&self, slot: usize) -> (*mut u8, usize) {
+    fn slot(&self, slot: usize) -> (*mut u8, usize) {
         debug_assert!(slot < self.slots);
         // SAFETY: `slot` is below `slots`, so the offset stays inside the one mapping of the region.
         let start = unsafe { self.region.as_ptr().add(slot * self.slot_len) };

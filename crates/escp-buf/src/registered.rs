@@ -1,9 +1,7 @@
 //! Registration of a pool's slots with the thread's ring: the one file that implements tokio-uring's
 //! (unsafe) buffer traits.
 
-use crate::pool::Inner;
 use std::io;
-use std::rc::Rc;
 use tokio_uring::buf::fixed::FixedBufRegistry;
 use tokio_uring::buf::{IoBuf, IoBufMut};
 
@@ -14,13 +12,12 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    pub(crate) fn begin(pool: &Rc<Inner>, slots: usize) -> io::Result<Self> {
-        let registry = FixedBufRegistry::new((0..slots).map(|slot| {
-            let (start, len) = pool.slot(slot);
-            Slot { start, len }
-        }));
+    /// Registers slots, given by address and length, in order.
+    pub(crate) fn begin(slots: impl ExactSizeIterator<Item = (*mut u8, usize)>) -> io::Result<Self> {
+        let count = slots.len();
+        let registry = FixedBufRegistry::new(slots.map(|(start, len)| Slot { start, len }));
         registry.register()?;
-        Ok(Self { registry, slots })
+        Ok(Self { registry, slots: count })
     }
 
     pub(crate) fn end(self) -> io::Result<()> {

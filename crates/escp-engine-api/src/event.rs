@@ -156,6 +156,10 @@ pub struct Failure {
     pub text: String,
 }
 
+/// How an engine introduces the reason that the other side gave for ending the session, in a
+/// [`Failure`]'s text. Whoever shows the text may name the host instead.
+pub const PEER_GAVE_UP: &str = "the other side gave up: ";
+
 /// Whose fault a [`Failure`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Fault {

@@ -3,10 +3,8 @@
 
 use crate::meter::Counter;
 use crate::session::Session;
-use crate::shared::Shared;
-use escp_engine_api::{Counters, Direction, Event, Fault, Progress, Summary};
+use escp_engine_api::{Direction, Event, Fault, PEER_GAVE_UP, Progress, Summary};
 use escp_proto::message::{EngineMessage, Message};
-use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -23,77 +21,6 @@ const SESSION_LIMIT_MS: u64 = 180_000;
 const CONNECT_LIMIT_MS: u64 = 60_000;
 /// How long the peer's own reason for a lost lane is waited for.
 const REASON_GRACE: Duration = Duration::from_millis(500);
-/// How a peer's reason is introduced.
-pub(crate) const PEER_GAVE_UP: &str = "the other side gave up: ";
-
-/// What the control task remembers about time.
-pub(crate) struct Clock {
-    heard: u64,
-    said: u64,
-    told: u64,
-    connected: bool,
-    /// Records acknowledged per stream.
-    acknowledged: HashMap<u16, u64>,
-    last_progress: Progress,
-    /// Counters may be on a page that counted before.
-    base: Counters,
-}
-
-impl Clock {
-    pub(crate) fn new(shared: &Shared) -> Self {
-        Self {
-            heard: 0,
-            said: 0,
-            told: 0,
-            connected: false,
-            acknowledged: HashMap::new(),
-            last_progress: Progress::default(),
-            base: totals(shared),
-        }
-    }
-
-    pub(crate) fn heard(&mut self, shared: &Shared) {
-        self.heard = shared.now();
-    }
-
-    pub(crate) fn said(&mut self, shared: &Shared) {
-        self.said = shared.now();
-    }
-
-    pub(crate) fn connected(&mut self, shared: &Shared) {
-        self.connected = true;
-        self.heard(shared);
-        self.said(shared);
-    }
-
-    /// This session's totals so far.
-    pub(crate) fn counters(&self, shared: &Shared) -> Counters {
-        let now = totals(shared);
-        Counters {
-            bytes_network: now.bytes_network - self.base.bytes_network,
-            bytes_disk: now.bytes_disk - self.base.bytes_disk,
-            bytes_compressed: now.bytes_compressed - self.base.bytes_compressed,
-            direct_fallbacks: now.direct_fallbacks - self.base.direct_fallbacks,
-        }
-    }
-}
-
-fn totals(shared: &Shared) -> Counters {
-    let meter = &shared.meter;
-    let (network, disk, compressed) = match shared.options.direction {
-        Direction::Send => (Counter::BytesNetworkOut, Counter::BytesDiskRead, Counter::BytesCompressedOut),
-        Direction::Receive => {
-            (Counter::BytesNetworkIn, Counter::BytesDiskWritten, Counter::BytesCompressedIn)
-        }
-    };
-    Counters {
-        bytes_network: meter.get(network),
-        bytes_disk: meter.get(disk),
-        bytes_compressed: meter.get(compressed),
-        direct_fallbacks: meter.get(Counter::DirectFallbacks),
-    }
-}
-
 impl Session {
     pub(crate) async fn tick(&mut self) {
         let now = self.shared.now();

@@ -4,6 +4,7 @@
 //! `docs/ARCHITECTURE.md`, "the way of a byte", for how a block travels through this crate.
 
 mod check;
+mod clock;
 mod control_stream;
 mod deadlines;
 mod disk;

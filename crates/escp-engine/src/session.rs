@@ -1,5 +1,6 @@
 //! The control task of one session: commands in, events out, stream 0 in between.
 
+use crate::clock::Clock;
 use crate::control_stream::{ControlStream, Inbound};
 use crate::finish::finish_files;
 use crate::intake;
@@ -13,7 +14,7 @@ use crate::{AcceptedLane, Host};
 use escp_crypto::MasterSecret;
 use escp_engine_api::{
     Command, Direction, EngineKind, EnginePort, Event, Failure, Fault, FileReport, JobOptions, Lane, Opened,
-    Summary,
+    PEER_GAVE_UP, Summary,
 };
 use escp_proto::message::{EngineMessage, Message};
 use escp_proto::stream::PeerRole;
@@ -48,7 +49,7 @@ pub(crate) struct Session {
     pub(crate) peer_end: Option<Summary>,
     /// An agent message that waits for room on stream 0; no command is taken meanwhile.
     stalled: Option<Message>,
-    pub(crate) clock: crate::deadlines::Clock,
+    pub(crate) clock: Clock,
     /// A lane was lost; the peer's own reason on stream 0 may be on its way and is waited for a moment.
     pub(crate) loss: Option<(Instant, LaneError)>,
 }
@@ -127,7 +128,7 @@ impl Session {
         let gone = |_| Failure { fault: Fault::Local, text: "the agent is gone".into() };
         port.events.send(Event::Opened(opened)).await.map_err(gone)?;
         let session = Self {
-            clock: crate::deadlines::Clock::new(&shared),
+            clock: Clock::new(&shared),
             shared,
             events: port.events.clone(),
             control: None,
@@ -312,7 +313,7 @@ impl Session {
     }
 
     fn peer_knows(&self, failure: &Failure) -> bool {
-        failure.fault == Fault::PeerAborted && failure.text.starts_with(crate::deadlines::PEER_GAVE_UP)
+        failure.text.starts_with(PEER_GAVE_UP)
     }
 
     async fn note_depths(&self) {
