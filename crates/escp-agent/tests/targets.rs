@@ -235,6 +235,20 @@ async fn what_was_promised_to_files_under_way_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_inodes_is_said_with_numbers() {
+    let place = Place::new();
+    let Some(small) = Mounted::tmpfs(place.at("small"), "size=4m,nr_inodes=4") else { return };
+    fs::create_dir(place.at("from")).unwrap();
+    for name in ["a", "b", "c", "d", "e"] {
+        fs::write(place.at("from").join(name), b"x").unwrap();
+    }
+    let outcome = upload(&[&place.at("from")], &small.0, options()).await;
+    let (sent, _) = outcome.tallies();
+    assert_eq!((sent.files, sent.failed), (2, 3), "{:?}", outcome.failures());
+    assert!(outcome.failures().iter().all(|(_, text)| text.contains("(0 inodes available)")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_target_is_said_per_file() {
     let place = Place::new();
     let Some(small) = Mounted::tmpfs(place.at("small"), "size=1m,ro") else { return };

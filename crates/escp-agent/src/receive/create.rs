@@ -1,7 +1,7 @@
 //! Opening a place for a file's bytes: a temporary file beside its final name, or the file itself.
 
 use super::directory::{Directory, Held};
-use super::space::Space;
+use super::space::{Space, why_not_made};
 use crate::link::TransferOptions;
 use crate::reason::why;
 use crate::storage::{self, DIRECT_FROM, Memory};
@@ -118,11 +118,11 @@ pub(super) fn make(
     let (file, place) = match (&existing, options.inplace) {
         (Some(_), true) => (open_existing(held, &wanted)?, PlacedAt::Existing),
         (None, true) => {
-            let file = create(held, &wanted.name).map_err(why)?;
+            let file = create(held, &wanted.name).map_err(|error| why_not_made(error, held))?;
             (file, PlacedAt::New(Temporary::new(&wanted.parent, wanted.name.clone())))
         }
         (_, false) => {
-            let (file, name) = create_temporary(held).map_err(why)?;
+            let (file, name) = create_temporary(held).map_err(|error| why_not_made(error, held))?;
             (file, PlacedAt::Temporary(Temporary::new(&wanted.parent, name)))
         }
     };

@@ -1,7 +1,8 @@
 //! Directories of the receiving side, held by descriptor: nothing below the target is ever reached by a
 //! path, so nothing planted there leads anywhere else.
 
-use crate::path::PathNode;
+use super::space::why_not_made;
+use crate::path::{PathNode, split_last};
 use crate::reason::why;
 use escp_proto::agent::{Attributes, Timestamp};
 use rustix::fs::{
@@ -53,6 +54,18 @@ impl Directory {
         Ok(Arc::new(Self { node, held: OnceLock::from(Some(held)) }))
     }
 
+    /// Makes the directory at a path that the user named, durably.
+    pub(super) fn make_named(path: &[u8]) -> Result<(), Errno> {
+        mkdirat(CWD, path, Mode::from_raw_mode(0o777))?;
+        let parent = match split_last(path).0 {
+            b"" => b".",
+            parent => parent,
+        };
+        sync_one(&hold(openat(CWD, parent, OPEN, Mode::empty()), |flags| {
+            openat(CWD, parent, flags, Mode::empty())
+        })?)
+    }
+
     /// The open directory, once that is settled; `None` when it could not be made.
     pub(super) fn wait(&self) -> Option<&Held> {
         self.held.wait().as_ref()
@@ -71,7 +84,7 @@ impl Promise {
         let created = match mkdirat(parent.as_fd(), name, Mode::RWXU) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
-            Err(error) => return Err(why(error)),
+            Err(error) => return Err(why_not_made(error, parent)),
         };
         let open = |flags| {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;

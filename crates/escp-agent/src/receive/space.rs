@@ -1,7 +1,9 @@
 //! Whether a file fits before its first byte is taken.
 
 use super::directory::Held;
+use crate::reason::why;
 use rustix::fs::{fstat, fstatvfs};
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,4 +83,15 @@ pub(super) fn free(directory: &Held) -> Option<u64> {
     let found = fstatvfs(directory.as_fd()).ok()?;
     // All zero: a file system that does not count.
     (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// What keeps a name from being made, with numbers where the disk is full: then it is inodes that are missing,
+/// since bytes were checked.
+pub(super) fn why_not_made(error: Errno, directory: &Held) -> String {
+    match (error, fstatvfs(directory.as_fd())) {
+        (Errno::NOSPC | Errno::DQUOT, Ok(found)) if found.f_files > 0 => {
+            format!("{} ({} inodes available)", why(error), found.f_favail)
+        }
+        _ => why(error),
+    }
 }

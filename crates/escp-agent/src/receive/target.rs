@@ -6,7 +6,7 @@ use crate::glob::{home_expanded, may_be_named};
 use crate::link::SessionError;
 use crate::path::{PathNode, is_component, split_last};
 use crate::reason::why;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, mkdirat, statat};
+use rustix::fs::{AtFlags, CWD, FileType, statat};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Target {
             }
             Ok(_) if many => return Err(refuse(why(Errno::NOTDIR))),
             Err(Errno::NOENT) if many && (upload || !directory_required) => {
-                mkdirat(CWD, expanded.as_slice(), Mode::from_raw_mode(0o777))
+                Directory::make_named(&expanded)
                     .map_err(|error| refuse(format!("cannot be made: {}", why(error))))?;
                 Place::Into(open(node)?)
             }

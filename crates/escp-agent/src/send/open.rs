@@ -8,7 +8,7 @@ use crate::storage::{self, DIRECT_FROM, Memory};
 use escp_engine_api::{Extent, ExtentKind, FileSpec};
 use escp_proto::agent::{Attributes, EntryKind};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, makedev, openat, statx};
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, pread};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -113,6 +113,11 @@ fn open_file(at: BorrowedFd<'_>, path: &[u8], direct: bool, memory: &Memory) -> 
     if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile {
         return Err(NOT_REGULAR.into());
     }
+    if stat.stx_size == 0 && holds_data(file.as_fd()) {
+        return Err(
+            "says that it is empty and is not, like the files of /proc: copy it to a file first".into()
+        );
+    }
     let in_memory = memory.holds(file.as_fd(), makedev(stat.stx_dev_major, stat.stx_dev_minor));
     let wanted = direct && !in_memory && stat.stx_size >= DIRECT_FROM;
     // NONBLOCK goes in any case: on some file systems io_uring would answer EAGAIN for it.
@@ -138,6 +143,12 @@ fn open_file(at: BorrowedFd<'_>, path: &[u8], direct: bool, memory: &Memory) -> 
         file: Some(file),
         original: Some(Original { fd: keep, identity: Identity::of(&stat) }),
     })
+}
+
+/// Whether an empty file can be read from all the same. O_NONBLOCK is still set: nothing is waited for.
+fn holds_data(file: BorrowedFd<'_>) -> bool {
+    let mut byte = [0];
+    matches!(pread(file, &mut byte, 0), Ok(1))
 }
 
 fn dummy(name: Vec<u8>, size: u64) -> OpenedFile {
@@ -222,6 +233,12 @@ mod tests {
         let removed = fresh();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(recheck(&removed), Ok(()));
+    }
+
+    #[test]
+    fn a_file_that_hides_its_size_is_refused_not_sent_empty() {
+        let error = open_file(CWD, b"/proc/self/status", true, &Memory::default()).unwrap_err();
+        assert!(error.contains("/proc"), "{error}");
     }
 
     #[test]
