@@ -177,7 +177,7 @@ fn a_directory_without_write_permission() -> Checked {
 }
 
 /// Starts a transfer slow enough to meddle with: 24 MiB at 32 Mbit/s are 6 s.
-fn slow<'a>(world: &'a World, way: Way, source: &str) -> Checked<Running> {
+fn slow(world: &World, way: Way, source: &str) -> Checked<Running> {
     tree::file(&way.source(world).join(source), 24 * tree::MIB, 7)?;
     settle(world)?;
     let mut running = way.escp(world, &["-v", "-l", "32M"], &[source], "copy").start()?;
