@@ -1,8 +1,29 @@
-//! `cargo xtask bench`.
+//! `cargo xtask bench`: builds the instrument and the programs it measures for release, and starts it.
 
-use crate::run;
+use crate::{run, tools};
 
-/// Runs the criterion benchmarks of the `escp-benches` package; arguments go to criterion.
+const USAGE: &str = "\
+Usage: cargo xtask bench [--micro [FILTER...]] [flags]
+
+Without --micro: escp, through a daemon on both ends, beside scp, rsync and tar over ssh and the limits of the
+machine; needs root, and a machine that does nothing else. docs/benchmarks.md says how to read it.
+With --micro: the time of single steps (sealing, checking, codecs, the pool); arguments go to criterion.
+";
+
+/// Runs the benchmarks.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    run::succeed(run::cargo().args(["bench", "--package", "escp-benches", "--"]).args(arguments))
+    if let Some((_, rest)) = arguments.split_first().filter(|(first, _)| *first == "--micro") {
+        return run::succeed(
+            run::cargo().args(["bench", "--locked", "--package", "escp-benches", "--"]).args(rest),
+        );
+    }
+    tools::provide(tools::BENCH)?;
+    let mut build = run::cargo();
+    build.args(["build", "--release", "--locked", "--package", "escp-benches", "--bin", "escp-bench"]);
+    run::succeed(&mut build)?;
+    if arguments.iter().any(|word| word == "-h" || word == "--help") {
+        run::say(USAGE);
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| run::root().join("target"), Into::into);
+    run::succeed(run::program(target.join("release/escp-bench")).args(arguments))
 }

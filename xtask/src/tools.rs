@@ -58,6 +58,19 @@ pub(crate) const TEST: &[Need] = &[
     Need { what: What::Module("zstandard"), package: "python3-zstandard" },
 ];
 
+/// What `cargo xtask bench` needs; iperf3 and other peers take part where they are installed.
+pub(crate) const BENCH: &[Need] = &[
+    program("sshd", "openssh-server"),
+    program("ssh", "openssh-client"),
+    program("scp", "openssh-client"),
+    program("rsync", "rsync"),
+    program("tar", "tar"),
+    program("diff", "diffutils"),
+    program("useradd", "passwd"),
+    program("ip", "iproute2"),
+    program("unshare", "util-linux"),
+];
+
 /// The interpreter that Debian's Python packages are for.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";
 /// Units that a package brings and enables for the next boot.

@@ -1,0 +1,193 @@
+//! What the machine does without any network: a bare copier, and a bare maker of many small files.
+
+use escp_testkit::{Checked, Trouble};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Transfers of O_DIRECT files start at and have a length of a multiple of this.
+const ALIGNMENT: usize = 4096;
+/// Bytes of a block of the copier.
+const BLOCK: usize = 1 << 20;
+
+/// Opens a source.
+pub(crate) fn open(path: &Path, direct: bool) -> Checked<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | direct_flag(direct);
+    Ok(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| named(path, e))?.into())
+}
+
+/// Makes a target under a temporary name, with space for `size` bytes unless that is 0.
+pub(crate) fn create(path: &Path, size: u64, direct: bool) -> Checked<File> {
+    if path.exists() {
+        return Err(Trouble::new(format!("{} exists", path.display())));
+    }
+    let path = temporary(path);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | direct_flag(direct);
+    let file: File =
+        rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|e| named(&path, e))?.into();
+    if size > 0 {
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size.next_multiple_of(ALIGNMENT as u64))?;
+    }
+    Ok(file)
+}
+
+/// Gives a target its length and its name; what it holds is on the disk before, if `durable`.
+pub(crate) fn publish(file: &File, path: &Path, size: u64, durable: bool) -> Checked {
+    file.set_len(size)?;
+    if durable {
+        file.sync_data()?;
+    }
+    std::fs::rename(temporary(path), path)?;
+    if durable && let Some(parent) = path.parent() {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Reads `length` bytes, or, of an O_DIRECT file, as many as that takes.
+pub(crate) fn read_whole(file: &File, into: &mut [u8], length: usize, offset: u64) -> Checked {
+    let mut got = 0;
+    while got < length {
+        let want = length.next_multiple_of(ALIGNMENT) - got;
+        match file.read_at(&mut into[got..got + want], offset + got as u64) {
+            Ok(0) => return Err(Trouble::new("the file became shorter")),
+            Ok(count) => got += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes `length` bytes and the padding behind them; [`publish`] cuts it off.
+pub(crate) fn write_whole(file: &File, from: &[u8], length: usize, offset: u64) -> Checked {
+    Ok(file.write_all_at(&from[..length.next_multiple_of(ALIGNMENT)], offset)?)
+}
+
+fn direct_flag(direct: bool) -> OFlags {
+    if direct { OFlags::DIRECT } else { OFlags::empty() }
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
+}
+
+fn named(path: &Path, error: rustix::io::Errno) -> Trouble {
+    Trouble::new(format!("{}: {error}", path.display()))
+}
+
+/// A copy on one disk with O_DIRECT, durable at the end: what the disk gives when nothing else is asked.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CopyArgs {
+    /// File to read.
+    from: PathBuf,
+    /// File to write; it must not exist.
+    to: PathBuf,
+    /// Threads, and so blocks in flight.
+    #[arg(long, default_value_t = 8)]
+    threads: usize,
+}
+
+/// Copies. Returns how many bytes.
+pub(crate) fn copy(args: &CopyArgs) -> Checked<u64> {
+    let source = Arc::new(open(&args.from, true)?);
+    let size = source.metadata()?.len();
+    let target = Arc::new(create(&args.to, size, true)?);
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let work = || -> Checked {
+            let pool = escp_buf::Pool::new(1, BLOCK)?;
+            let mut buf = pool.take().ok_or_else(|| Trouble::new("an empty pool"))?;
+            loop {
+                let offset = next.fetch_add(BLOCK as u64, Ordering::Relaxed);
+                if offset >= size {
+                    return Ok(());
+                }
+                #[expect(clippy::cast_possible_truncation, reason = "at most the block size")]
+                let length = (size - offset).min(BLOCK as u64) as usize;
+                let body = &mut buf.bytes_mut()[escp_buf::BODY..];
+                read_whole(&source, body, length, offset)?;
+                write_whole(&target, body, length, offset)?;
+            }
+        };
+        let threads: Vec<_> = (0..args.threads.max(1)).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().map_err(|_| Trouble::new("a thread of the copier panicked"))?
+        })
+    })?;
+    publish(&target, &args.to, size, true)?;
+    Ok(size)
+}
+
+/// Copies of the files of a flat tree: create under a temporary name, write, one barrier, rename.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Directory to read, with directories of files in it.
+    from: PathBuf,
+    /// Directory to make; it must not exist.
+    to: PathBuf,
+    /// Threads that work on different files.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Everything is on the disk before the first rename, and the renames are at the end.
+    #[arg(long)]
+    durable: bool,
+}
+
+/// Makes the files. Returns how many.
+pub(crate) fn create_tree(args: &CreateArgs) -> Checked<u64> {
+    std::fs::create_dir(&args.to)?;
+    let (mut directories, mut files) = (vec![args.to.clone()], Vec::new());
+    let mut open = vec![(args.from.clone(), args.to.clone())];
+    while let Some((from, to)) = open.pop() {
+        for entry in std::fs::read_dir(&from)? {
+            let entry = entry?;
+            let target = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                std::fs::create_dir(&target)?;
+                directories.push(target.clone());
+                open.push((entry.path(), target));
+            } else {
+                files.push((entry.path(), target));
+            }
+        }
+    }
+    let step = files.len().div_ceil(args.threads.max(1)).max(1);
+    each(&files, step, &|(from, to)| {
+        let bytes = std::fs::read(from)?;
+        let part = temporary(to);
+        let file = File::create_new(&part)?;
+        file.write_all_at(&bytes, 0)?;
+        if !args.durable {
+            std::fs::rename(&part, to)?;
+        }
+        Ok(())
+    })?;
+    if args.durable {
+        rustix::fs::syncfs(&File::open(&args.to)?)?;
+        each(&files, step, &|(_, to)| Ok(std::fs::rename(temporary(to), to)?))?;
+        for directory in directories {
+            File::open(directory)?.sync_all()?;
+        }
+    }
+    Ok(files.len() as u64)
+}
+
+type Pair = (PathBuf, PathBuf);
+
+fn each(files: &[Pair], step: usize, work: &(dyn Fn(&Pair) -> Checked + Sync)) -> Checked {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = files
+            .chunks(step)
+            .map(|chunk| scope.spawn(move || -> Checked { chunk.iter().try_for_each(work) }))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().map_err(|_| Trouble::new("a thread that makes files panicked"))?
+        })
+    })
+}

@@ -1,0 +1,283 @@
+//! Medians, ratios, the table for people and the data for programs.
+
+use crate::contender::Role;
+use crate::machine::Cost;
+use crate::round::Series;
+use crate::workload::{Unit, Workload};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// The median: the middle one, or the mean of the two in the middle. NaN of nothing.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.get(middle), values.len() % 2) {
+        (Some(&value), 1) => value,
+        (Some(&value), _) => {
+            f64::midpoint(values.get(middle.wrapping_sub(1)).copied().unwrap_or(value), value)
+        }
+        (None, _) => f64::NAN,
+    }
+}
+
+impl Series {
+    fn median(&self, of: impl Fn(&Cost) -> f64) -> f64 {
+        median(self.runs.iter().flatten().map(of))
+    }
+
+    /// Median over the rounds of this one's value divided by the other's in the same round.
+    fn ratio(&self, other: &Self, of: impl Fn(&Cost) -> f64) -> f64 {
+        let pairs = self.runs.iter().zip(&other.runs);
+        median(pairs.filter_map(|(a, b)| Some(of(a.as_ref()?) / of(b.as_ref()?))).filter(|r| r.is_finite()))
+    }
+}
+
+/// CPU seconds of those who took part, or of the machine where only that is known.
+fn own(cost: &Cost) -> f64 {
+    cost.own_cpu.unwrap_or(cost.cpu)
+}
+
+impl Unit {
+    /// What divides the seconds of a run.
+    fn amount(self) -> f64 {
+        match self {
+            Self::Gib(amount) => amount,
+            Self::Files(count) => f64::from(count),
+            Self::Start => 1.0,
+        }
+    }
+
+    fn speed_name(self) -> &'static str {
+        match self {
+            Self::Gib(_) => "GiB/s",
+            Self::Files(_) => "files/s",
+            Self::Start => "ms",
+        }
+    }
+
+    fn cpu_name(self) -> &'static str {
+        match self {
+            Self::Gib(_) => "CPU-s/GiB",
+            Self::Files(_) => "CPU-s/1000",
+            Self::Start => "CPU-ms",
+        }
+    }
+
+    /// In the unit of [`Unit::speed_name`].
+    fn speed(self, seconds: f64) -> f64 {
+        if self == Self::Start { seconds * 1000.0 } else { self.amount() / seconds }
+    }
+
+    /// In the unit of [`Unit::cpu_name`].
+    fn cpu(self, seconds: f64) -> f64 {
+        match self {
+            Self::Gib(amount) => seconds / amount,
+            Self::Files(count) => seconds * 1000.0 / f64::from(count),
+            Self::Start => seconds * 1000.0,
+        }
+    }
+}
+
+/// Whom the others of a lane are compared with.
+fn subject(all: &[Series], lane: u16) -> Option<&Series> {
+    all.iter().find(|series| series.contender.role == Role::Escp && series.contender.lane == lane)
+}
+
+/// The share of the machine's work that was not ours, over all runs.
+fn foreign(all: &[Series]) -> f64 {
+    let costs = || all.iter().flat_map(|series| series.runs.iter().flatten());
+    let (machine, ours) = (costs().map(|cost| cost.cpu).sum::<f64>(), costs().map(own).sum::<f64>());
+    if machine > 0.0 { (1.0 - ours / machine).max(0.0) } else { 0.0 }
+}
+
+/// The table of one workload.
+pub(crate) fn table(workload: &Workload, all: &[Series]) -> String {
+    let unit = workload.unit;
+    let rounds = all.iter().map(|series| series.runs.len()).max().unwrap_or(0);
+    let mut out = format!("\n{}  {} ({rounds} rounds, medians)\n", workload.name, workload.title);
+    let _ = writeln!(
+        out,
+        "  {:<18} {:>9} {:>17} {:>10} {:>8} {:>8} {:>8}   escp against it",
+        "",
+        unit.speed_name(),
+        "least .. most",
+        unit.cpu_name(),
+        "machine",
+        "peak MiB",
+        "wire MiB"
+    );
+    for series in all {
+        if series.failure.is_some() {
+            let _ = writeln!(out, "  {:<18} failed", series.contender.name);
+            continue;
+        }
+        let _ = writeln!(out, "{}", line(unit, series, subject(all, series.contender.lane)));
+    }
+    let foreign = foreign(all);
+    if foreign > 0.10 {
+        let _ = writeln!(
+            out,
+            "  not quiet: {:.0} % of the machine's work was not of these runs; only ratios mean anything",
+            foreign * 100.0
+        );
+    }
+    out
+}
+
+fn line(unit: Unit, series: &Series, subject: Option<&Series>) -> String {
+    let speeds = || series.runs.iter().flatten().map(|cost| unit.speed(cost.seconds));
+    let least = speeds().fold(f64::INFINITY, f64::min);
+    let most = speeds().fold(f64::NEG_INFINITY, f64::max);
+    let mut out = format!(
+        "  {:<18} {:>9} {:>17} {:>10.3} {:>8.3} {:>8.0} {:>8.0}",
+        series.contender.name,
+        figure(unit.speed(series.median(|cost| cost.seconds))),
+        format!("{} .. {}", figure(least), figure(most)),
+        unit.cpu(series.median(own)),
+        unit.cpu(series.median(|cost| cost.cpu)),
+        series.median(|cost| cost.peak_mib),
+        series.median(|cost| cost.wire_mib),
+    );
+    let Some(subject) = subject.filter(|subject| subject.contender.name != series.contender.name) else {
+        return out;
+    };
+    let cpu = subject.ratio(series, own);
+    if unit == Unit::Start {
+        let difference =
+            series.runs.iter().zip(&subject.runs).filter_map(|(other, escp)| {
+                Some((escp.as_ref()?.seconds - other.as_ref()?.seconds) * 1000.0)
+            });
+        let _ = write!(out, "   {:+.0} ms", median(difference));
+    } else {
+        let _ =
+            write!(out, "   {:.2} times as fast, {cpu:.2} of its CPU", series.ratio(subject, |c| c.seconds));
+    }
+    out
+}
+
+fn figure(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// The same as data, one object per contender.
+pub(crate) fn data(workload: &Workload, all: &[Series], about: &Value) -> Vec<Value> {
+    let unit = workload.unit;
+    let object = |series: &Series| {
+        let subject = subject(all, series.contender.lane);
+        let ratio = |of: fn(&Cost) -> f64| subject.map(|subject| subject.ratio(series, of));
+        json!({
+            "about": about,
+            "workload": workload.name,
+            "title": workload.title,
+            "medium": workload.trip.medium,
+            "amount": unit,
+            "contender": series.contender.name,
+            "role": series.contender.role,
+            "lane": series.contender.lane,
+            "failure": series.failure,
+            "speed": unit.speed(series.median(|cost| cost.seconds)),
+            "speed_unit": unit.speed_name(),
+            "cpu": unit.cpu(series.median(own)),
+            "machine_cpu": unit.cpu(series.median(|cost| cost.cpu)),
+            "cpu_unit": unit.cpu_name(),
+            "peak_mib": series.median(|cost| cost.peak_mib),
+            "wire_mib": series.median(|cost| cost.wire_mib),
+            "escp_seconds_ratio": ratio(|cost| cost.seconds),
+            "escp_cpu_ratio": ratio(own),
+            "foreign_share": foreign(all),
+            "runs": series.runs,
+        })
+    };
+    all.iter().map(object).collect()
+}
+
+/// A line of the history: escp's own figures, and how it stands to the others.
+pub(crate) fn history(workload: &Workload, all: &[Series], about: &Value) -> Vec<String> {
+    let unit = workload.unit;
+    let lines = all.iter().filter(|series| series.contender.role == Role::Escp && series.failure.is_none());
+    lines
+        .map(|escp| {
+            let others = all.iter().filter(|other| {
+                other.failure.is_none()
+                    && other.contender.lane == escp.contender.lane
+                    && other.contender.name != escp.contender.name
+            });
+            let against: Vec<String> = others
+                .map(|other| match other.contender.role {
+                    Role::Limit => format!("{} CPU x{:.2}", other.contender.name, escp.ratio(other, own)),
+                    _ => format!("{} {:.1}x", other.contender.name, other.ratio(escp, |cost| cost.seconds)),
+                })
+                .collect();
+            format!(
+                "| {} | {} | {} | {} | {} {} | {:.3} | {} | `{}` |",
+                about["date"].as_str().unwrap_or_default(),
+                about["commit"].as_str().unwrap_or_default(),
+                workload.name,
+                escp.contender.name,
+                figure(unit.speed(escp.median(|cost| cost.seconds))),
+                unit.speed_name(),
+                unit.cpu(escp.median(own)),
+                against.join(", "),
+                about["command"].as_str().unwrap_or_default(),
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{median, table};
+    use crate::contender::{Contender, Trip};
+    use crate::ground::Medium;
+    use crate::machine::Cost;
+    use crate::round::Series;
+    use crate::workload::{Unit, Workload};
+
+    #[test]
+    fn medians_of_odd_even_and_nothing() {
+        assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median([]).is_nan());
+    }
+
+    fn series(name: &str, seconds: &[f64]) -> Series {
+        let cost = |&seconds: &f64| {
+            Some(Cost { seconds, cpu: seconds, own_cpu: Some(seconds), peak_mib: 1.0, wire_mib: 1.0 })
+        };
+        Series {
+            contender: Contender::peer(name, ""),
+            runs: seconds.iter().map(cost).collect(),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        // The machine was twice as slow in the second round, for both.
+        let (a, b) = (series("a", &[1.0, 2.0, 1.0]), series("b", &[3.0, 6.0, 3.0]));
+        assert_eq!(b.ratio(&a, |cost| cost.seconds), 3.0);
+    }
+
+    #[test]
+    fn a_failed_contender_stays_in_the_table() {
+        let trip = Trip { medium: Medium::Tmpfs, name: "x".to_owned(), tree: false };
+        let workload = Workload {
+            name: "B1".to_owned(),
+            title: "a title".to_owned(),
+            unit: Unit::Gib(4.0),
+            trip,
+            contenders: Vec::new(),
+            times: 1,
+        };
+        let mut failed = series("b", &[]);
+        failed.failure = Some("why".to_owned());
+        let text = table(&workload, &[series("a", &[2.0]), failed]);
+        assert!(text.contains("2.00 GiB/s") || text.contains("2.00"), "{text}");
+        assert!(text.contains("b                  failed"), "{text}");
+    }
+}

@@ -1,0 +1,188 @@
+//! Rounds: everybody runs once per round, in turn, so that whatever the machine does meanwhile meets all.
+
+use crate::args::MeasureArgs;
+use crate::contender::Contender;
+use crate::ground::{Ground, Medium, drop_caches};
+use crate::machine::{Cost, Meter};
+use crate::workload::Workload;
+use escp_testkit::run::{Run, Running};
+use escp_testkit::scratch::give;
+use escp_testkit::{Checked, Trouble};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What one contender cost, run by run.
+#[derive(Debug, Clone)]
+pub(crate) struct Series {
+    pub(crate) contender: Contender,
+    /// `None`: it failed in that round.
+    pub(crate) runs: Vec<Option<Cost>>,
+    /// Why it failed, if it did; it does not run again then.
+    pub(crate) failure: Option<String>,
+}
+
+/// Runs all rounds of a workload. `interrupted` ends them.
+pub(crate) fn run(
+    workload: &Workload,
+    ground: &Ground,
+    args: &MeasureArgs,
+    interrupted: &AtomicBool,
+) -> Checked<Vec<Series>> {
+    let new =
+        |contender: &Contender| Series { contender: contender.clone(), runs: Vec::new(), failure: None };
+    let mut all: Vec<Series> = workload.contenders.iter().map(new).collect();
+    let rounds = args.runs * workload.times;
+    for round in 0..rounds {
+        say(&format!("{}: round {} of {rounds}", workload.name, round + 1));
+        // Each round begins with another one: who follows whom must not decide.
+        let first = round as usize % all.len().max(1);
+        for index in (first..all.len()).chain(0..first) {
+            let Some(series) = all.get_mut(index) else { continue };
+            if series.failure.is_some() {
+                series.runs.push(None);
+                continue;
+            }
+            let outcome = once(&series.contender, workload, ground, args, interrupted, round == 0);
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(Trouble::new("interrupted"));
+            }
+            match outcome {
+                Ok(cost) => series.runs.push(Some(cost)),
+                Err(trouble) => {
+                    say(&format!("{} failed: {trouble:?}", series.contender.name));
+                    series.failure = Some(format!("{trouble:?}"));
+                    series.runs.push(None);
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Runs one contender once, looks at what it made, and removes that.
+fn once(
+    contender: &Contender,
+    workload: &Workload,
+    ground: &Ground,
+    args: &MeasureArgs,
+    interrupted: &AtomicBool,
+    thoroughly: bool,
+) -> Checked<Cost> {
+    let trip = &workload.trip;
+    let out = ground.out(trip, contender.is_remote());
+    remove(&out)?;
+    std::fs::create_dir(&out)?;
+    let users = &ground.world.users;
+    give(&out, if contender.is_remote() { &users.far } else { &users.near })?;
+    if trip.medium == Medium::Disk {
+        drop_caches()?;
+    }
+    let involved = if contender.is_escp() { ground.daemons() } else { Vec::new() };
+    let server = if contender.is_iperf() { Some(iperf_server(ground)?) } else { None };
+    let meter = Meter::begin(ground.group.as_ref(), &ground.world.near_network, &involved)?;
+    let running = contender.run(ground, trip).patience(args.patience).start()?;
+    let ended = wait(&running, meter.start() + args.patience, interrupted)?;
+    running.end()?.expect_status(0)?;
+    let cost = meter.end(ended)?;
+    drop(server);
+    if contender.makes_files {
+        let made = out.join(&trip.name);
+        look(&ground.source(trip), &made, thoroughly)
+            .map_err(|trouble| Trouble::new(format!("what it made is not the source: {trouble:?}")))?;
+    }
+    remove(&out)?;
+    Ok(cost)
+}
+
+/// Waits for the end of a program without waking up for it, and returns when that was.
+fn wait(running: &Running, deadline: Instant, interrupted: &AtomicBool) -> Checked<Instant> {
+    let pid = i32::try_from(running.pid()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| Trouble::new("a process without a process id"))?;
+    let handle = pidfd_open(pid, PidfdFlags::empty())?;
+    let step = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+    loop {
+        let mut fds = [PollFd::new(&handle, PollFlags::IN)];
+        match poll(&mut fds, Some(&step)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(Instant::now()),
+            Err(error) => return Err(error.into()),
+        }
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(Trouble::new("interrupted"));
+        }
+        if Instant::now() > deadline {
+            return Err(Trouble::new("it took longer than --patience allows"));
+        }
+    }
+}
+
+/// iperf3's server for one client. It goes with the value.
+fn iperf_server(ground: &Ground) -> Checked<Running> {
+    let world = &ground.world;
+    let server = Run::new("iperf3", Some(&world.users.far)).network(&world.near_network);
+    let server = server.args(["-s", "-1"]).patience(Duration::from_secs(3600)).start()?;
+    // It answers nobody but a client, so that it listens can only be seen.
+    for _ in 0..200 {
+        let listening =
+            world.near_network.inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp6"))??;
+        let plain = world.near_network.inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
+        // 5201, its port.
+        if listening.contains(":1451 ") || plain.contains(":1451 ") {
+            return Ok(server);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(Trouble::new("iperf3 does not listen"))
+}
+
+/// Compares copy and source: always their sizes, and byte by byte if `thoroughly`.
+fn look(source: &Path, made: &Path, thoroughly: bool) -> Checked {
+    let (there, here) = (extent(source)?, extent(made)?);
+    if there != here {
+        return Err(Trouble::new(format!(
+            "{} files of {} bytes became {} of {}",
+            there.0, there.1, here.0, here.1
+        )));
+    }
+    if thoroughly {
+        let result = Command::new("diff").args(["-r", "--brief"]).args([source, made]).output()?;
+        if !result.status.success() {
+            return Err(Trouble::new(String::from_utf8_lossy(&result.stdout)));
+        }
+    }
+    Ok(())
+}
+
+/// Files, and their bytes.
+fn extent(path: &Path) -> Checked<(u64, u64)> {
+    let meta = path.symlink_metadata()?;
+    if !meta.is_dir() {
+        return Ok((1, meta.len()));
+    }
+    let mut sum = (0, 0);
+    for entry in std::fs::read_dir(path)? {
+        let (files, bytes) = extent(&entry?.path())?;
+        sum = (sum.0 + files, sum.1 + bytes);
+    }
+    Ok(sum)
+}
+
+/// Removes a file or tree, if it is there.
+pub(crate) fn remove(path: &Path) -> Checked {
+    match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => Ok(std::fs::remove_dir_all(path)?),
+        Ok(_) => Ok(std::fs::remove_file(path)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells the person who waits how far it is.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}

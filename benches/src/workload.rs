@@ -1,0 +1,274 @@
+//! What is moved: the named workloads.
+
+use crate::args::MeasureArgs;
+use crate::contender::{Contender, GCM, Role, Trip, peers};
+use crate::ground::{Ground, Medium};
+use escp_testkit::tree::{self, Noise};
+use escp_testkit::{Checked, Trouble};
+use std::io::Write;
+use std::path::Path;
+
+/// In what a workload is counted.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Unit {
+    /// So many GiB of data.
+    Gib(f64),
+    /// So many files.
+    Files(u32),
+    /// Once; what counts is the time.
+    Start,
+}
+
+/// One workload, with its source in place.
+#[derive(Debug)]
+pub(crate) struct Workload {
+    /// `B1` and so on; what lies on several media has the medium behind it.
+    pub(crate) name: String,
+    /// For the table's head.
+    pub(crate) title: String,
+    pub(crate) unit: Unit,
+    pub(crate) trip: Trip,
+    pub(crate) contenders: Vec<Contender>,
+    /// Rounds for each that was asked for: what is over quickly is repeated more.
+    pub(crate) times: u32,
+}
+
+/// Names, in the order in which they run.
+pub(crate) const NAMES: [&str; 10] = ["B1", "B2", "B3", "B3-disk", "B4", "B5", "B6", "B7", "B7-files", "B11"];
+/// Streams of B11.
+const STREAMS: [u16; 5] = [1, 2, 4, 8, 16];
+/// Files of B4, and the bounds of their sizes.
+const MIXED: (u32, u64, u64) = (2000, 4 << 10, 32 << 20);
+/// B6: size, and islands of 64 KiB in it, 100 MiB together.
+const SPARSE: (u64, u64) = (10 << 30, 1600);
+
+/// Makes a workload's source and says who competes.
+pub(crate) fn prepare(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+    match name {
+        "B1" => big(name, ground, args, Medium::Tmpfs),
+        "B2" => big(name, ground, args, Medium::Disk),
+        "B3" => small(name, ground, args, Medium::Tmpfs),
+        "B3-disk" => small(name, ground, args, Medium::Disk),
+        "B4" => mixed(ground, args),
+        "B5" => text(ground, args),
+        "B6" => sparse(ground, args),
+        "B7" => start(ground, args),
+        "B7-files" => few(ground, args),
+        "B11" => Ok(dummy(args)),
+        _ => Err(Trouble::new(format!("there is no workload {name}; known: {}", NAMES.join(", ")))),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes of files are far below 2^53")]
+fn gib(bytes: u64) -> Unit {
+    Unit::Gib(bytes as f64 / f64::from(1 << 30))
+}
+
+fn streams(args: &MeasureArgs) -> u16 {
+    args.streams.unwrap_or_else(|| escp_config::Config::default().streams)
+}
+
+fn iperf(args: &MeasureArgs, streams: u16) -> Option<Contender> {
+    // Its -n is the sum over all streams.
+    let command = format!("iperf3 -c 127.0.0.1 -P {streams} -n {} > /dev/null", args.size);
+    escp_testkit::run::program("iperf3")
+        .ok()
+        .map(|_| Contender::limit_without_files("iperf3, clear", &command))
+}
+
+fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Checked<Workload> {
+    let trip = Trip { medium, name: "random".to_owned(), tree: false };
+    let source = ground.source(&trip);
+    tree::file(&source, args.size, 1)?;
+    ground.own(&source)?;
+    let mut contenders = vec![Contender::escp("escp", args, &[])];
+    contenders.extend(peers(args, &trip)?);
+    let floor = "{bench} floor --from {source} --to {out}/{name}";
+    if medium == Medium::Disk {
+        // Blocking threads need more than one per core to keep a disk busy.
+        contenders.push(Contender::limit("floor", &format!("{floor} --direct --streams 8")));
+        contenders.push(Contender::limit("O_DIRECT copier", "{bench} copy {source} {out}/{name}"));
+    } else {
+        contenders.push(Contender::limit("floor", &format!("{floor} --streams {}", streams(args))));
+        contenders.push(Contender::limit("cp", "cp --reflink=never {source} {out}/{name}"));
+    }
+    contenders.extend(iperf(args, streams(args)));
+    let title = format!("one random file, {} to {}", medium.name(), medium.name());
+    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, times: 1 })
+}
+
+fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Checked<Workload> {
+    let trip = Trip { medium, name: "small".to_owned(), tree: true };
+    let source = ground.source(&trip);
+    files(&source, args.files, 1 << 10, 16 << 10)?;
+    ground.own(&source)?;
+    let mut contenders = vec![Contender::escp("escp", args, &[])];
+    contenders.extend(peers(args, &trip)?);
+    let durable = if medium == Medium::Disk { "--durable" } else { "" };
+    contenders.push(Contender::limit(
+        "bare create",
+        &format!("{{bench}} create {durable} {{source}} {{out}}/{{name}}"),
+    ));
+    let title = format!("{} files of 1 to 16 KiB, {}", args.files, medium.name());
+    Ok(Workload { name: name.to_owned(), title, unit: Unit::Files(args.files), trip, contenders, times: 1 })
+}
+
+fn mixed(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+    let trip = Trip { medium: Medium::Disk, name: "mixed".to_owned(), tree: true };
+    let source = ground.source(&trip);
+    let bytes = files(&source, MIXED.0, MIXED.1, MIXED.2)?;
+    ground.own(&source)?;
+    let mut contenders = vec![Contender::escp("escp", args, &[])];
+    contenders.extend(peers(args, &trip)?);
+    let title = format!("{} files of 4 KiB to 32 MiB, disk", MIXED.0);
+    Ok(Workload { name: "B4".to_owned(), title, unit: gib(bytes), trip, contenders, times: 1 })
+}
+
+fn text(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+    let trip = Trip { medium: Medium::Tmpfs, name: "text".to_owned(), tree: false };
+    let source = ground.source(&trip);
+    write_text(&source, args.size)?;
+    ground.own(&source)?;
+    let mut contenders = vec![
+        Contender::escp("escp -C", args, &["-C"]),
+        Contender::escp("escp", args, &[]).in_role(Role::Peer),
+    ];
+    contenders.push(Contender::peer(
+        "rsync zstd gcm",
+        &format!("rsync -t --zc=zstd -z -e 'ssh -F {{config}} -c {GCM}' {{source}} {{target}} && {{sync}}"),
+    ));
+    let title = "one file of text, with -C, tmpfs".to_owned();
+    Ok(Workload { name: "B5".to_owned(), title, unit: gib(args.size), trip, contenders, times: 1 })
+}
+
+fn sparse(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+    let trip = Trip { medium: Medium::Disk, name: "sparse".to_owned(), tree: false };
+    let source = ground.source(&trip);
+    tree::sparse_file(&source, SPARSE.0, SPARSE.1)?;
+    ground.own(&source)?;
+    let gcm = format!("-F {{config}} -c {GCM}");
+    let contenders = vec![
+        Contender::escp("escp", args, &[]),
+        Contender::peer(
+            "tar -S ssh gcm",
+            &format!("tar -C {{base}} -cSf - {{name}} | ssh {gcm} {{far}} tar -C {{out}} -xf - && {{sync}}"),
+        ),
+        Contender::peer(
+            "rsync -S gcm",
+            &format!("rsync -tS -e 'ssh {gcm}' {{source}} {{target}} && {{sync}}"),
+        ),
+    ];
+    let title = "a 10 GiB file with 100 MiB of data, disk".to_owned();
+    Ok(Workload { name: "B6".to_owned(), title, unit: Unit::Start, trip, contenders, times: 1 })
+}
+
+fn start(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+    let trip = Trip { medium: Medium::Tmpfs, name: "byte".to_owned(), tree: false };
+    let source = ground.source(&trip);
+    std::fs::write(&source, "x")?;
+    ground.own(&source)?;
+    let mut contenders = vec![Contender::escp("escp", args, &[])];
+    contenders.extend(peers(args, &trip)?);
+    contenders.push(Contender::limit_without_files("ssh true", "ssh -F {config} {far} true"));
+    let title = "one byte".to_owned();
+    Ok(Workload { name: "B7".to_owned(), title, unit: Unit::Start, trip, contenders, times: 3 })
+}
+
+fn few(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+    let trip = Trip { medium: Medium::Tmpfs, name: "few".to_owned(), tree: true };
+    let source = ground.source(&trip);
+    files(&source, 20, 4 << 10, 64 << 10)?;
+    ground.own(&source)?;
+    let mut contenders = vec![Contender::escp("escp", args, &[])];
+    contenders.extend(peers(args, &trip)?);
+    let title = "20 files of 4 to 64 KiB".to_owned();
+    Ok(Workload { name: "B7-files".to_owned(), title, unit: Unit::Start, trip, contenders, times: 3 })
+}
+
+fn dummy(args: &MeasureArgs) -> Workload {
+    let trip = Trip { medium: Medium::None, name: String::new(), tree: false };
+    let counts = args.streams.map_or_else(|| STREAMS.to_vec(), |streams| vec![streams]);
+    let mut contenders = Vec::new();
+    for streams in counts {
+        contenders.push(Contender::dummy(streams, args));
+        let command = format!("{{bench}} floor --streams {streams} --size {}", args.size);
+        let floor = Contender::limit_without_files(&format!("floor, {streams} streams"), &command);
+        contenders.push(floor.in_lane(streams));
+    }
+    let title = "memory to memory, no files".to_owned();
+    Workload { name: "B11".to_owned(), title, unit: gib(args.size), trip, contenders, times: 1 }
+}
+
+/// Makes `count` files of `least` to `most` bytes, small ones as likely as big ones, in directories of 500.
+/// Returns their bytes.
+fn files(root: &Path, count: u32, least: u64, most: u64) -> Checked<u64> {
+    let mut noise = Noise::new(u64::from(count));
+    let mut block = vec![0; 1 << 20];
+    noise.fill(&mut block);
+    #[expect(clippy::cast_precision_loss, reason = "a part of a whole")]
+    let part = |number: u64| (number >> 11) as f64 / (1_u64 << 53) as f64;
+    #[expect(clippy::cast_precision_loss, reason = "sizes below 2^53")]
+    let ratio = most as f64 / least as f64;
+    let mut total = 0;
+    for index in 0..count {
+        let directory = root.join(format!("d{}", index / 500));
+        if index % 500 == 0 {
+            std::fs::create_dir_all(&directory)?;
+        }
+        // Up to a few KiB apart, sizes are spread evenly; over magnitudes, evenly in their logarithm.
+        let chance = part(noise.number());
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "between least and most"
+        )]
+        let size = if ratio > 64.0 {
+            (least as f64 * ratio.powf(chance)) as u64
+        } else {
+            least + ((most - least) as f64 * chance) as u64
+        };
+        let mut file = std::io::BufWriter::new(std::fs::File::create(directory.join(format!("f{index}")))?);
+        block[..4].copy_from_slice(&index.to_le_bytes());
+        let mut left = usize::try_from(size)?;
+        while left > 0 {
+            let length = left.min(block.len());
+            file.write_all(&block[..length])?;
+            left -= length;
+        }
+        file.flush()?;
+        total += size;
+    }
+    Ok(total)
+}
+
+/// Writes text of made-up words; it compresses about as well as a log or a table does.
+fn write_text(path: &Path, size: u64) -> Checked {
+    /// It comes again only after this, which no window of zstd's usual levels spans.
+    const PERIOD: usize = 64 << 20;
+    let mut noise = Noise::new(5);
+    let mut words: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..4096 {
+        let length = 2 + noise.number() % 9;
+        #[expect(clippy::cast_possible_truncation, reason = "below 26")]
+        let letters = (0..length).map(|_| b'a' + (noise.number() >> 32) as u8 % 26).collect();
+        words.push(letters);
+    }
+    let mut text = Vec::with_capacity(PERIOD + 16);
+    while text.len() < PERIOD {
+        // Low numbers are likelier, as frequent words are.
+        let (a, b) = (noise.number() >> 32, noise.number() >> 32);
+        let word = &words[usize::try_from((a % 64) * (b % 64))? % words.len()];
+        text.extend_from_slice(word);
+        text.push(if a % 16 == 0 { b'\n' } else { b' ' });
+    }
+    let mut file = std::fs::File::create(path)?;
+    let mut left = size;
+    while left > 0 {
+        let length = left.min(text.len() as u64);
+        file.write_all(&text[..usize::try_from(length)?])?;
+        left -= length;
+    }
+    Ok(())
+}

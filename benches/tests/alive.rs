@@ -1,0 +1,73 @@
+//! The instrument works: it measures something small and says so. Nothing here passes or fails by time.
+
+use escp_testkit::{Checked, ensure, need_root};
+use std::process::Command;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_escp-bench");
+
+#[test]
+fn it_measures_escp_beside_peers_and_limits() -> Checked {
+    need_root!();
+    let directory = tempfile::tempdir()?;
+    let kept = directory.path().join("results.jsonl");
+    let output = Command::new(BENCH)
+        .args(["--only", "B1", "--size", "8M", "--runs", "1", "--cold", "--json", "--peers", "scp"])
+        .arg("--results")
+        .arg(&kept)
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "it ended with {}: {told}", output.status);
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let lines = std::fs::read_to_string(kept)?.lines().count();
+    ensure!(
+        results.as_array().is_some_and(|all| all.len() == lines),
+        "{lines} results were kept of {results:#}"
+    );
+    for name in ["escp", "scp", "floor"] {
+        let result = results.as_array().and_then(|all| all.iter().find(|one| one["contender"] == name));
+        let Some(result) = result else {
+            return Err(escp_testkit::Trouble::new(format!("no result of {name}: {results:#}")));
+        };
+        ensure!(result["failure"].is_null(), "{name} failed: {result:#}");
+        ensure!(result["speed"].as_f64().is_some_and(|speed| speed > 0.0), "{name} has no speed: {result:#}");
+    }
+    // Eight times 2^20 bytes and what surrounds them went over the wire, whoever carried them.
+    let wire = results[0]["wire_mib"].as_f64();
+    ensure!(wire.is_some_and(|mib| (8.0..9.0).contains(&mib)), "{wire:?} MiB went over the wire");
+    Ok(())
+}
+
+#[test]
+fn the_limits_copy_what_they_are_given() {
+    // Not in the system's temporary directory, which may be a tmpfs that knows no O_DIRECT.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| directory.path().join(name);
+    // No multiple of a page or block.
+    escp_testkit::tree::file(&path("source"), (3 << 20) + 4321, 1).unwrap();
+    let run = |words: &[&str]| {
+        let words: Vec<_> = words
+            .iter()
+            .map(|word| if word.starts_with('-') || words[0] == *word { (*word).into() } else { path(word) })
+            .collect();
+        let output = Command::new(BENCH).args(words).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&["floor", "--streams=2", "--from", "source", "--to", "by the floor"]);
+    run(&["floor", "--streams=3", "--direct", "--from", "source", "--to", "by the direct floor"]);
+    run(&["copy", "source", "by the copier"]);
+    let source = std::fs::read(path("source")).unwrap();
+    for name in ["by the floor", "by the direct floor", "by the copier"] {
+        assert!(std::fs::read(path(name)).unwrap() == source, "{name}");
+    }
+    std::fs::create_dir_all(path("tree/inner")).unwrap();
+    std::fs::write(path("tree/inner/file"), "x").unwrap();
+    run(&["create", "--durable", "tree", "tree made"]);
+    assert_eq!(std::fs::read(path("tree made/inner/file")).unwrap(), b"x");
+}
+
+#[test]
+fn an_unknown_workload_is_named_with_the_known_ones() {
+    let output = Command::new(BENCH).args(["--only", "B99"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("B99") && text.contains("B11"), "{text}");
+}
