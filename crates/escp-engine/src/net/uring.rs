@@ -12,6 +12,11 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
+/// Receives what is there now, without waiting: 0 when nothing is, or when the ring has to tell why.
+pub(crate) fn receive_at_once(socket: &TcpStream, into: &mut [u8]) -> usize {
+    rustix::net::recv(socket, into, rustix::net::RecvFlags::DONTWAIT).map_or(0, |(count, _)| count)
+}
+
 pub(crate) async fn receive(
     socket: &Rc<TcpStream>,
     mut buf: Buf,
