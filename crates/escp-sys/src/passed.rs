@@ -65,13 +65,9 @@ pub fn check(descriptor: impl AsFd, access: Access) -> Result<bool, Refused> {
     if mode != wanted && mode != OFlags::RDWR {
         return Err(Refused::WrongAccess(access));
     }
-    let status = rustix::fs::statx(
-        &descriptor,
-        c"",
-        AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
-        StatxFlags::TYPE,
-    )
-    .map_err(|e| Refused::Kernel(e.into()))?;
+    let status =
+        rustix::fs::statx(&descriptor, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)
+            .map_err(|e| Refused::Kernel(e.into()))?;
     match FileType::from_raw_mode(status.stx_mode.into()) {
         FileType::RegularFile => Ok(flags.contains(OFlags::DIRECT)),
         kind => Err(Refused::NotRegular(kind)),
