@@ -86,7 +86,7 @@ impl Stop {
             }),
         };
         match ended {
-            Err(error) if error.status == status::LOST => {
+            Err(error) if [status::CONNECT, status::LOST].contains(&error.status) => {
                 if self.by_signal().is_none() {
                     tokio::time::sleep(RACE).await;
                 }
