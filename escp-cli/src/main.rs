@@ -34,6 +34,8 @@ const LICENSE: &str =
     "escp is free software under the MIT License or the Apache License 2.0, at your option.\n";
 
 fn main() {
+    // Files go from thread to thread here, in tens of thousands.
+    escp_sys::heap::share_one_arena();
     let report = match Args::try_parse() {
         Ok(args) => run(&args),
         Err(error) => {

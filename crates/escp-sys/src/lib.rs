@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod counters;
+pub mod heap;
 pub mod passed;
 pub mod process;
 pub mod seqpacket;

@@ -93,7 +93,8 @@ impl DirectoryState {
 /// Everything that was offered and is not done with.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    files: HashMap<u64, Incoming>,
+    /// Boxed, so that the table stays small when it doubles.
+    files: HashMap<u64, Box<Incoming>>,
     directories: HashMap<u64, DirectoryState>,
 }
 
@@ -103,7 +104,7 @@ impl Entries {
     }
 
     pub(super) fn file(&mut self, number: u64) -> Option<&mut Incoming> {
-        self.files.get_mut(&number)
+        self.files.get_mut(&number).map(Box::as_mut)
     }
 
     pub(super) fn directory(&self, number: u64) -> Option<&DirectoryState> {
@@ -112,7 +113,7 @@ impl Entries {
 
     pub(super) fn add_file(&mut self, number: u64, file: Incoming) {
         self.one_more_child(file.parent);
-        self.files.insert(number, file);
+        self.files.insert(number, Box::new(file));
     }
 
     pub(super) fn add_directory(&mut self, number: u64, state: DirectoryState) {
