@@ -44,6 +44,9 @@ pub(crate) struct MeasureArgs {
     /// Files of B3
     #[arg(long, default_value_t = 10_000, value_name = "NUMBER")]
     pub(crate) files: u32,
+    /// Files of B8
+    #[arg(long, default_value_t = 1_000_000, value_name = "NUMBER")]
+    pub(crate) many: u32,
     /// Data streams of escp and of the floor; escp's own default unless given
     #[arg(long, value_name = "NUMBER")]
     pub(crate) streams: Option<u16>,
@@ -69,6 +72,9 @@ pub(crate) struct MeasureArgs {
     /// How long one run may take before it is given up, in seconds
     #[arg(long, default_value = "900", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) patience: Duration,
+    /// Then run escp and the floor once more under perf: a flame graph and a list in target/bench
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Print the results as JSON; the tables go to standard error then
     #[arg(long)]
     pub(crate) json: bool,
@@ -80,7 +86,8 @@ pub(crate) struct MeasureArgs {
     pub(crate) history: bool,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+/// Reads bytes, or 256M, 4G.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     escp_config::parse_size(text).map_err(|error| error.to_string())
 }
 

@@ -47,13 +47,24 @@ pub(crate) struct Contender {
 enum What {
     /// escp with these flags, between source and target of the trip.
     Escp(Vec<String>),
-    /// escp with these words and no files.
-    Dummy(Vec<String>),
+    /// escp with these words, which may have placeholders.
+    Words(Vec<String>),
+    /// Eight of them at once, each with a target of its own: the number is put behind the last word.
+    Eight(Vec<String>),
     /// A command line of the near user, with placeholders, that copies to the far user.
     Shell(String),
     /// The same, to the near user's own target directory.
     Local(String),
 }
+
+/// Prints when each of eight began and ended.
+const AT_ONCE: &str = r#"
+for i in 1 2 3 4 5 6 7 8; do
+    ( from=$(date +%s.%N); "$0" "$@"$i || exit 1; echo "$from $(date +%s.%N)" ) &
+    all="$all $!"
+done
+for one in $all; do wait "$one" || exit 1; done
+"#;
 
 /// The fast cipher of OpenSSH.
 pub(crate) const GCM: &str = "aes128-gcm@openssh.com";
@@ -71,8 +82,20 @@ impl Contender {
         let mut words = flags_of(&MeasureArgs { streams: Some(streams), ..args.clone() });
         words.extend(["--ioengine".to_owned(), "dummy".to_owned(), format!("dummy:{}", args.size)]);
         words.push("far:".to_owned());
-        let new = Self::new(&format!("escp dummy -t {streams}"), Role::Escp, What::Dummy(words));
+        let new = Self::new(&format!("escp dummy -t {streams}"), Role::Escp, What::Words(words));
         Self { makes_files: false, ..new }.in_lane(streams)
+    }
+
+    /// escp alone with a whole, and eight of it at once with an eighth each.
+    pub(crate) fn alone_and_eight(args: &MeasureArgs) -> [Self; 2] {
+        let words = |what: &str| {
+            let mut words = flags_of(args);
+            words.extend([format!("{{source}}/{what}"), "{target}".to_owned()]);
+            words
+        };
+        let eight = Self::new("eight at once", Role::Escp, What::Eight(words("eighth")));
+        let alone = Self::new("escp alone", Role::Peer, What::Words(words("whole")));
+        [Self { makes_files: false, ..eight }, Self { makes_files: false, ..alone }]
     }
 
     /// A peer, as a command line for the near user's shell; see [`Ground::fill`] for the placeholders.
@@ -113,7 +136,7 @@ impl Contender {
 
     /// Whether it is escp, whatever its role: the daemons take part then.
     pub(crate) fn is_escp(&self) -> bool {
-        matches!(self.what, What::Escp(_) | What::Dummy(_))
+        matches!(self.what, What::Escp(_) | What::Words(_) | What::Eight(_))
     }
 
     /// iperf3 wants its server started beside it.
@@ -124,6 +147,9 @@ impl Contender {
     /// The program to measure.
     pub(crate) fn run<'w>(&self, ground: &'w Ground, trip: &Trip) -> Run<'w> {
         let world = &ground.world;
+        let filled = |words: &[String]| -> Vec<String> {
+            words.iter().map(|word| ground.fill(word, trip, true)).collect()
+        };
         match &self.what {
             What::Escp(flags) => world
                 .escp()
@@ -132,7 +158,13 @@ impl Contender {
                 .args(flags)
                 .arg(ground.source(trip))
                 .arg(format!("far:{}/", ground.out(trip, true).display())),
-            What::Dummy(words) => world.escp().arg("-q").args(words),
+            What::Words(words) => world.escp().arg("-q").args(filled(words)),
+            What::Eight(words) => world
+                .escp()
+                .arg("-q")
+                .args(filled(words))
+                .under("sh", &["-c", AT_ONCE])
+                .as_user(&world.users.near),
             What::Shell(command) | What::Local(command) => {
                 world.on_near("sh").arg("-c").arg(ground.fill(command, trip, self.is_remote()))
             }

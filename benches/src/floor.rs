@@ -35,7 +35,7 @@ pub(crate) struct FloorArgs {
     #[arg(long, default_value_t = 1 << 20)]
     block: u32,
     /// Bytes to move where there is no file to read.
-    #[arg(long, default_value_t = 1 << 30)]
+    #[arg(long, default_value = "1G", value_parser = crate::args::size)]
     size: u64,
     /// File to read; without it nothing is read or written.
     #[arg(long, requires = "to")]

@@ -115,7 +115,7 @@ fn wire(network: &Network) -> Checked<u64> {
 }
 
 /// What a run cost.
-#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize)]
 pub(crate) struct Cost {
     /// From the start of the program to its end.
     pub(crate) seconds: f64,
@@ -125,8 +125,12 @@ pub(crate) struct Cost {
     pub(crate) own_cpu: Option<f64>,
     /// Peak of the memory of all processes that took part, together, in MiB.
     pub(crate) peak_mib: f64,
+    /// The same of the one process that had the highest.
+    pub(crate) peak_process_mib: f64,
     /// MiB over the loopback interface.
     pub(crate) wire_mib: f64,
+    /// Of a run that was several at once: how long each took, in seconds.
+    pub(crate) parts: Vec<f64>,
 }
 
 /// Measures one run.
@@ -141,7 +145,8 @@ pub(crate) struct Meter<'a> {
     /// What ran before: sshd, the daemons, this process.
     standing: BTreeSet<u32>,
     over: Arc<AtomicBool>,
-    peak: Arc<AtomicU64>,
+    /// Resident bytes: the highest sum, and the highest of one process.
+    peak: Arc<[AtomicU64; 2]>,
     sampler: Option<JoinHandle<()>>,
 }
 
@@ -149,7 +154,7 @@ impl<'a> Meter<'a> {
     /// Begins. The memory of the processes in `involved` counts though they ran before.
     pub(crate) fn begin(group: Option<&Arc<Group>>, network: &'a Network, involved: &[u32]) -> Checked<Self> {
         let standing = running(group);
-        let (over, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (over, peak) = (Arc::new(AtomicBool::new(false)), Arc::<[AtomicU64; 2]>::default());
         let sampler = std::thread::spawn({
             let ignored: BTreeSet<u32> =
                 standing.iter().copied().filter(|pid| !involved.contains(pid)).collect();
@@ -157,8 +162,10 @@ impl<'a> Meter<'a> {
             move || {
                 while !over.load(Ordering::Relaxed) {
                     let pids = running(group.as_ref());
-                    let resident = pids.difference(&ignored).filter_map(|&pid| resident(pid)).sum();
-                    peak.fetch_max(resident, Ordering::Relaxed);
+                    let sizes: Vec<u64> =
+                        pids.difference(&ignored).filter_map(|&pid| resident(pid)).collect();
+                    peak[0].fetch_max(sizes.iter().sum(), Ordering::Relaxed);
+                    peak[1].fetch_max(sizes.into_iter().max().unwrap_or(0), Ordering::Relaxed);
                     std::thread::sleep(SAMPLE);
                 }
             }
@@ -190,8 +197,10 @@ impl<'a> Meter<'a> {
             seconds: ended.duration_since(self.start).as_secs_f64(),
             cpu,
             own_cpu,
-            peak_mib: mib(self.peak.load(Ordering::Relaxed)),
+            peak_mib: mib(self.peak[0].load(Ordering::Relaxed)),
+            peak_process_mib: mib(self.peak[1].load(Ordering::Relaxed)),
             wire_mib: mib(wire(self.network)? - self.wire),
+            parts: Vec::new(),
         })
     }
 
@@ -210,7 +219,7 @@ impl Drop for Meter<'_> {
 }
 
 /// The processes that take part: those of the group, else all that this process started.
-fn running(group: Option<&Arc<Group>>) -> BTreeSet<u32> {
+pub(crate) fn running(group: Option<&Arc<Group>>) -> BTreeSet<u32> {
     group.map_or_else(
         || processes::descendants(std::process::id()).into_iter().collect(),
         |group| group.processes(),

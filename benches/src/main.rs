@@ -6,6 +6,7 @@ mod contender;
 mod floor;
 mod ground;
 mod machine;
+mod profile;
 mod record;
 mod report;
 mod round;
@@ -81,6 +82,9 @@ fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
         }
         all.extend(data);
         escp_failed |= series.iter().any(|s| s.contender.is_escp() && s.failure.is_some());
+        if args.profile {
+            round::profile(&workload, &ground, args, &interrupted)?;
+        }
         if !workload.trip.name.is_empty() {
             remove(&ground.source(&workload.trip))?;
         }

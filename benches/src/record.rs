@@ -6,14 +6,21 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The file that all runs append to, below the workspace's root.
-const RESULTS: &str = "target/bench/results.jsonl";
+/// Where results go, below the workspace's root.
+const DIRECTORY: &str = "target/bench";
+/// The file in it that all runs append to.
+const RESULTS: &str = "results.jsonl";
 /// Where the history is; its table is the last thing in it.
 const HISTORY: &str = "docs/benchmarks.md";
 
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Where results go.
+pub(crate) fn directory() -> PathBuf {
+    root().join(DIRECTORY)
 }
 
 /// When, where and what was measured.
@@ -44,7 +51,7 @@ fn output(program: &str, words: &[&str]) -> String {
 
 /// Appends results to the file that all runs append to.
 pub(crate) fn append(results: &[Value], file: Option<&Path>) -> Checked {
-    let path = root().join(file.unwrap_or_else(|| Path::new(RESULTS)));
+    let path = file.map_or_else(|| directory().join(RESULTS), Path::to_path_buf);
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }

@@ -98,13 +98,13 @@ pub(crate) fn table(workload: &Workload, all: &[Series]) -> String {
     let mut out = format!("\n{}  {} ({rounds} rounds, medians)\n", workload.name, workload.title);
     let _ = writeln!(
         out,
-        "  {:<18} {:>9} {:>17} {:>10} {:>8} {:>8} {:>8}   escp against it",
+        "  {:<18} {:>9} {:>17} {:>10} {:>8} {:>9} {:>8}   escp against it",
         "",
         unit.speed_name(),
         "least .. most",
         unit.cpu_name(),
         "machine",
-        "peak MiB",
+        "MiB (one)",
         "wire MiB"
     );
     for series in all {
@@ -130,15 +130,22 @@ fn line(unit: Unit, series: &Series, subject: Option<&Series>) -> String {
     let least = speeds().fold(f64::INFINITY, f64::min);
     let most = speeds().fold(f64::NEG_INFINITY, f64::max);
     let mut out = format!(
-        "  {:<18} {:>9} {:>17} {:>10.3} {:>8.3} {:>8.0} {:>8.0}",
+        "  {:<18} {:>9} {:>17} {:>10.3} {:>8.3} {:>9} {:>8.0}",
         series.contender.name,
         figure(unit.speed(series.median(|cost| cost.seconds))),
         format!("{} .. {}", figure(least), figure(most)),
         unit.cpu(series.median(own)),
         unit.cpu(series.median(|cost| cost.cpu)),
-        series.median(|cost| cost.peak_mib),
+        format!(
+            "{:.0} ({:.0})",
+            series.median(|cost| cost.peak_mib),
+            series.median(|cost| cost.peak_process_mib)
+        ),
         series.median(|cost| cost.wire_mib),
     );
+    if let Some(value) = unfairness(series) {
+        let _ = write!(out, "   parts within {:.0} % of their median", value * 100.0);
+    }
     let Some(subject) = subject.filter(|subject| subject.contender.name != series.contender.name) else {
         return out;
     };
@@ -154,6 +161,16 @@ fn line(unit: Unit, series: &Series, subject: Option<&Series>) -> String {
             write!(out, "   {:.2} times as fast, {cpu:.2} of its CPU", series.ratio(subject, |c| c.seconds));
     }
     out
+}
+
+/// How far the part that differs most is from the median of a run's parts, as a share; the median over runs.
+fn unfairness(series: &Series) -> Option<f64> {
+    let of_run = |cost: &Cost| {
+        let middle = median(cost.parts.iter().copied());
+        cost.parts.iter().map(|part| (part / middle - 1.0).abs()).fold(0.0, f64::max)
+    };
+    let value = median(series.runs.iter().flatten().filter(|cost| !cost.parts.is_empty()).map(of_run));
+    value.is_finite().then_some(value)
 }
 
 fn figure(value: f64) -> String {
@@ -186,6 +203,7 @@ pub(crate) fn data(workload: &Workload, all: &[Series], about: &Value) -> Vec<Va
             "machine_cpu": unit.cpu(series.median(|cost| cost.cpu)),
             "cpu_unit": unit.cpu_name(),
             "peak_mib": series.median(|cost| cost.peak_mib),
+            "peak_process_mib": series.median(|cost| cost.peak_process_mib),
             "wire_mib": series.median(|cost| cost.wire_mib),
             "escp_seconds_ratio": ratio(|cost| cost.seconds),
             "escp_cpu_ratio": ratio(own),
@@ -246,9 +264,8 @@ mod tests {
     }
 
     fn series(name: &str, seconds: &[f64]) -> Series {
-        let cost = |&seconds: &f64| {
-            Some(Cost { seconds, cpu: seconds, own_cpu: Some(seconds), peak_mib: 1.0, wire_mib: 1.0 })
-        };
+        let cost =
+            |&seconds: &f64| Some(Cost { seconds, cpu: seconds, own_cpu: Some(seconds), ..Cost::default() });
         Series {
             contender: Contender::peer(name, ""),
             runs: seconds.iter().map(cost).collect(),
@@ -272,7 +289,7 @@ mod tests {
             unit: Unit::Gib(4.0),
             trip,
             contenders: Vec::new(),
-            times: 1,
+            rounds: 1,
         };
         let mut failed = series("b", &[]);
         failed.failure = Some("why".to_owned());

@@ -1,7 +1,7 @@
 //! Rounds: everybody runs once per round, in turn, so that whatever the machine does meanwhile meets all.
 
 use crate::args::MeasureArgs;
-use crate::contender::Contender;
+use crate::contender::{Contender, Role};
 use crate::ground::{Ground, Medium, drop_caches};
 use crate::machine::{Cost, Meter};
 use crate::workload::Workload;
@@ -36,7 +36,7 @@ pub(crate) fn run(
     let new =
         |contender: &Contender| Series { contender: contender.clone(), runs: Vec::new(), failure: None };
     let mut all: Vec<Series> = workload.contenders.iter().map(new).collect();
-    let rounds = args.runs * workload.times;
+    let rounds = workload.rounds;
     for round in 0..rounds {
         say(&format!("{}: round {} of {rounds}", workload.name, round + 1));
         // Each round begins with another one: who follows whom must not decide.
@@ -64,6 +64,26 @@ pub(crate) fn run(
     Ok(all)
 }
 
+/// Runs escp and the floor once more, under perf. Says where the graphs are.
+pub(crate) fn profile(
+    workload: &Workload,
+    ground: &Ground,
+    args: &MeasureArgs,
+    interrupted: &AtomicBool,
+) -> Checked {
+    let directory = crate::record::directory();
+    for contender in &workload.contenders {
+        if contender.role == Role::Escp || contender.name.starts_with("floor") {
+            let name = format!("{}-{}", workload.name, contender.name);
+            let path = crate::profile::record(ground, &directory, &name, || {
+                once(contender, workload, ground, args, interrupted, false).map(drop)
+            })?;
+            say(&format!("profile: {}.svg, {}.txt", path.display(), path.display()));
+        }
+    }
+    Ok(())
+}
+
 /// Runs one contender once, looks at what it made, and removes that.
 fn once(
     contender: &Contender,
@@ -87,8 +107,9 @@ fn once(
     let meter = Meter::begin(ground.group.as_ref(), &ground.world.near_network, &involved)?;
     let running = contender.run(ground, trip).patience(args.patience).start()?;
     let ended = wait(&running, meter.start() + args.patience, interrupted)?;
-    running.end()?.expect_status(0)?;
-    let cost = meter.end(ended)?;
+    let outcome = running.end()?.expect_status(0)?;
+    let mut cost = meter.end(ended)?;
+    cost.parts = parts(&outcome.stdout);
     drop(server);
     if contender.makes_files {
         let made = out.join(&trip.name);
@@ -97,6 +118,15 @@ fn once(
     }
     remove(&out)?;
     Ok(cost)
+}
+
+/// Reads lines of `BEGAN ENDED`, in seconds.
+fn parts(text: &str) -> Vec<f64> {
+    let times = |line: &str| {
+        let (began, ended) = line.split_once(' ')?;
+        Some(ended.parse::<f64>().ok()? - began.parse::<f64>().ok()?)
+    };
+    text.lines().filter_map(times).collect()
 }
 
 /// Waits for the end of a program without waking up for it, and returns when that was.

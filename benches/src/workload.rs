@@ -30,8 +30,8 @@ pub(crate) struct Workload {
     pub(crate) unit: Unit,
     pub(crate) trip: Trip,
     pub(crate) contenders: Vec<Contender>,
-    /// Rounds for each that was asked for: what is over quickly is repeated more.
-    pub(crate) times: u32,
+    /// How many: what is over quickly is repeated more than was asked for, and what takes minutes less.
+    pub(crate) rounds: u32,
 }
 
 /// Names, in the order in which they run.
@@ -55,6 +55,9 @@ pub(crate) fn prepare(name: &str, ground: &Ground, args: &MeasureArgs) -> Checke
         "B6" => sparse(ground, args),
         "B7" => start(ground, args),
         "B7-files" => few(ground, args),
+        "B8" => crowd(name, ground, args, args.many),
+        "B8-tenth" => crowd(name, ground, args, args.many / 10),
+        "B10" => eight(ground, args),
         "B11" => Ok(dummy(args)),
         _ => Err(Trouble::new(format!("there is no workload {name}; known: {}", NAMES.join(", ")))),
     }
@@ -95,7 +98,7 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
     }
     contenders.extend(iperf(args, streams(args)));
     let title = format!("one random file, {} to {}", medium.name(), medium.name());
-    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, times: 1 })
+    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
 }
 
 fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Checked<Workload> {
@@ -111,7 +114,14 @@ fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Che
         &format!("{{bench}} create {durable} {{source}} {{out}}/{{name}}"),
     ));
     let title = format!("{} files of 1 to 16 KiB, {}", args.files, medium.name());
-    Ok(Workload { name: name.to_owned(), title, unit: Unit::Files(args.files), trip, contenders, times: 1 })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: Unit::Files(args.files),
+        trip,
+        contenders,
+        rounds: args.runs,
+    })
 }
 
 fn mixed(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -122,7 +132,7 @@ fn mixed(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
     let title = format!("{} files of 4 KiB to 32 MiB, disk", MIXED.0);
-    Ok(Workload { name: "B4".to_owned(), title, unit: gib(bytes), trip, contenders, times: 1 })
+    Ok(Workload { name: "B4".to_owned(), title, unit: gib(bytes), trip, contenders, rounds: args.runs })
 }
 
 fn text(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -139,7 +149,7 @@ fn text(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         &format!("rsync -t --zc=zstd -z -e 'ssh -F {{config}} -c {GCM}' {{source}} {{target}} && {{sync}}"),
     ));
     let title = "one file of text, with -C, tmpfs".to_owned();
-    Ok(Workload { name: "B5".to_owned(), title, unit: gib(args.size), trip, contenders, times: 1 })
+    Ok(Workload { name: "B5".to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
 }
 
 fn sparse(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -160,7 +170,7 @@ fn sparse(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         ),
     ];
     let title = "a 10 GiB file with 100 MiB of data, disk".to_owned();
-    Ok(Workload { name: "B6".to_owned(), title, unit: Unit::Start, trip, contenders, times: 1 })
+    Ok(Workload { name: "B6".to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs })
 }
 
 fn start(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -172,7 +182,7 @@ fn start(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     contenders.extend(peers(args, &trip)?);
     contenders.push(Contender::limit_without_files("ssh true", "ssh -F {config} {far} true"));
     let title = "one byte".to_owned();
-    Ok(Workload { name: "B7".to_owned(), title, unit: Unit::Start, trip, contenders, times: 3 })
+    Ok(Workload { name: "B7".to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs * 3 })
 }
 
 fn few(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -183,7 +193,39 @@ fn few(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
     let title = "20 files of 4 to 64 KiB".to_owned();
-    Ok(Workload { name: "B7-files".to_owned(), title, unit: Unit::Start, trip, contenders, times: 3 })
+    Ok(Workload {
+        name: "B7-files".to_owned(),
+        title,
+        unit: Unit::Start,
+        trip,
+        contenders,
+        rounds: args.runs * 3,
+    })
+}
+
+fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked<Workload> {
+    let trip = Trip { medium: Medium::Tmpfs, name: "crowd".to_owned(), tree: true };
+    let source = ground.source(&trip);
+    files(&source, count, 0, 1 << 10)?;
+    ground.own(&source)?;
+    let mut contenders = vec![Contender::escp("escp", args, &[])];
+    // The others take hours.
+    contenders.extend(peers(args, &trip)?.into_iter().filter(|peer| peer.name.starts_with("tar")));
+    let title = format!("{count} files of 0 to 1 KiB, tmpfs");
+    let rounds = args.runs.min(2);
+    Ok(Workload { name: name.to_owned(), title, unit: Unit::Files(count), trip, contenders, rounds })
+}
+
+fn eight(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+    let trip = Trip { medium: Medium::Tmpfs, name: "eight".to_owned(), tree: true };
+    let source = ground.source(&trip);
+    std::fs::create_dir(&source)?;
+    tree::file(&source.join("whole"), args.size, 1)?;
+    tree::file(&source.join("eighth"), args.size / 8, 2)?;
+    ground.own(&source)?;
+    let contenders = Contender::alone_and_eight(args).to_vec();
+    let title = "eight transfers at once through one daemon, beside one of the same bytes, tmpfs".to_owned();
+    Ok(Workload { name: "B10".to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
 }
 
 fn dummy(args: &MeasureArgs) -> Workload {
@@ -197,7 +239,7 @@ fn dummy(args: &MeasureArgs) -> Workload {
         contenders.push(floor.in_lane(streams));
     }
     let title = "memory to memory, no files".to_owned();
-    Workload { name: "B11".to_owned(), title, unit: gib(args.size), trip, contenders, times: 1 }
+    Workload { name: "B11".to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs }
 }
 
 /// Makes `count` files of `least` to `most` bytes, small ones as likely as big ones, in directories of 500.
@@ -209,7 +251,7 @@ fn files(root: &Path, count: u32, least: u64, most: u64) -> Checked<u64> {
     #[expect(clippy::cast_precision_loss, reason = "a part of a whole")]
     let part = |number: u64| (number >> 11) as f64 / (1_u64 << 53) as f64;
     #[expect(clippy::cast_precision_loss, reason = "sizes below 2^53")]
-    let ratio = most as f64 / least as f64;
+    let ratio = if least == 0 { 1.0 } else { most as f64 / least as f64 };
     let mut total = 0;
     for index in 0..count {
         let directory = root.join(format!("d{}", index / 500));
