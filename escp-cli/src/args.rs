@@ -24,6 +24,7 @@ pub(crate) struct Args {
     /// A name with a slash before its first colon is a local one. IPv6 addresses stand in brackets. A relative
     /// path of a host starts at the home directory there; the host expands * ? [ ] and ~ itself, without a
     /// shell.
+    #[allow(rustdoc::broken_intra_doc_links, reason = "the help text's brackets mean optional parts")]
     #[arg(value_name = "SOURCE... TARGET", num_args = 0..)]
     pub(crate) operands: Vec<OsString>,
 
