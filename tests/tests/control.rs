@@ -146,7 +146,8 @@ fn frames_that_are_none() -> Checked {
     let hello = |tail: &[u8]| {
         let mut frame = 68_u32.to_be_bytes().to_vec();
         frame.extend(b"escp-ctl");
-        frame.extend([0, 1, 0, 1]);
+        frame.extend(escp_proto::VERSION.to_be_bytes());
+        frame.extend(escp_proto::VERSION.to_be_bytes());
         frame.extend([0; 56]);
         frame.extend(tail);
         frame
