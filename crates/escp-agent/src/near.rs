@@ -219,6 +219,7 @@ async fn conclude<W: AsyncWrite + Unpin>(
             }
             let text = match (told, end) {
                 // Each side saw a loss; the one that suffered it knows what it was.
+                (None, Some(ChannelEnd::Failed(said))) if said.text == error.text => error.text,
                 (None, Some(ChannelEnd::Failed(said))) if said.status == status::LOST => {
                     format!("{}; {}", error.text, said.text)
                 }

@@ -331,8 +331,7 @@ impl Session {
             Inbound::Message(Message::Agent(bytes)) => self.emit(Event::Message(bytes)).await,
             Inbound::Message(Message::Engine(message)) => self.engine_message(message),
             Inbound::Over(error) => {
-                // The lanes' loss, if there was one, is the same loss.
-                self.control = None;
+                // The writing half stays, to tell the peer why: what cannot be read may still be answered.
                 self.shared.fail(error.fault, error.text);
             }
         }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
-use escp_crypto::{Flow, MasterSecret, RECORDS_PER_EPOCH, Sealer, StreamContext};
+use escp_crypto::{Flow, MasterSecret, Opener, RECORDS_PER_EPOCH, Sealer, StreamContext};
 use escp_engine::{Host, LaneSource, spawn};
 use escp_engine_api::{
     Command, Direction, EngineHandle, EngineKind, Event, Failure, Fault, FileSpec, JobOptions, Listen,
@@ -11,7 +11,7 @@ use escp_engine_api::{
 use escp_proto::block::{BlockHeader, HOLE, PACKED, ZSTD};
 use escp_proto::first_packet::{ANSWER_LEN, Answer, FirstPacket};
 use escp_proto::message::{EngineMessage, Message};
-use escp_proto::record::{Iv, Kind};
+use escp_proto::record::{Iv, Kind, TAG_LEN};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
@@ -26,6 +26,7 @@ const SIZE: u64 = 3 * BLOCK as u64;
 struct Stream {
     socket: TcpStream,
     sealer: Sealer,
+    opener: Opener,
     /// Everything that was sent on the connection, to replay it.
     recorded: Vec<u8>,
 }
@@ -45,7 +46,8 @@ impl Stream {
         route.verify(&[&packet, &answer.nonce], &answer.proof).unwrap();
         let context = StreamContext { session: SESSION, stream: number, nonce, answer_nonce: answer.nonce };
         let sealer = Sealer::new(master.stream_secret(&context, Flow::NearToFar)).unwrap();
-        Self { socket, sealer, recorded: packet.to_vec() }
+        let opener = Opener::new(master.stream_secret(&context, Flow::FarToNear)).unwrap();
+        Self { socket, sealer, opener, recorded: packet.to_vec() }
     }
 
     fn record(&mut self, kind: Kind, payload: &[u8]) -> Vec<u8> {
@@ -248,6 +250,60 @@ async fn a_cut_control_stream_is_never_an_end() {
     let stage = stage().await;
     stage.control.socket.shutdown(Shutdown::Both).unwrap();
     stage.expect(Fault::Lost, "closed before the end").await;
+}
+
+/// Wire 1, on stream 0: the peer is told why, although nothing it says can be read any more.
+#[tokio::test]
+async fn a_forged_control_record_is_answered_with_the_reason() {
+    let mut stage = stage().await;
+    let mut keepalive = stage.control.say(EngineMessage::Keepalive);
+    *keepalive.last_mut().unwrap() ^= 1;
+    stage.control.send(&keepalive);
+    let mut socket = stage.control.socket.try_clone().unwrap();
+    let said = tokio::task::spawn_blocking(move || {
+        let mut said = Vec::new();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.read_to_end(&mut said).unwrap();
+        said
+    })
+    .await
+    .unwrap();
+    // What is left of the agent's message, whose beginning `stage` took; then the reason, and the end.
+    let message = Message::Agent(b"ready".to_vec()).encode().unwrap();
+    let reason = &said[message.len() + TAG_LEN..];
+    let iv = Iv::decode(u64::from_be_bytes(reason[..8].try_into().unwrap()), 0).unwrap();
+    assert_eq!((iv.kind, iv.sequence), (Kind::Metadata, 1));
+    assert_eq!(reason.len(), 8 + iv.length as usize + TAG_LEN);
+    stage.expect(Fault::Integrity, "altered on the network").await;
+}
+
+/// Whoever sent what cannot be understood is told so, sealed: a cut would look like an accident.
+#[tokio::test]
+async fn an_altered_control_record_is_answered_with_the_reason() {
+    let mut stage = stage().await;
+    let mut record = stage.control.say(EngineMessage::Keepalive);
+    *record.last_mut().unwrap() ^= 1;
+    stage.control.send(&record);
+    let Stream { mut socket, mut opener, .. } = stage.control;
+    let said = tokio::task::spawn_blocking(move || {
+        // `stage` has read the IV of its "ready" already.
+        let iv = Iv { kind: Kind::Metadata, length: 6, sequence: 0 }.encode().unwrap();
+        let mut bytes = iv.to_be_bytes().to_vec();
+        socket.read_to_end(&mut bytes).unwrap();
+        let mut said = Vec::new();
+        while let Some((word, rest)) = bytes.split_first_chunk::<8>() {
+            let word = u64::from_be_bytes(*word);
+            let iv = Iv::decode(word, 0).unwrap();
+            let (sealed, rest) = rest.split_at(iv.length as usize + 16);
+            let mut sealed = sealed.to_vec();
+            said.push(Message::decode(opener.open(iv.sequence, word, &mut sealed).unwrap()).unwrap());
+            bytes = rest.to_vec();
+        }
+        said
+    });
+    let said = tokio::time::timeout(Duration::from_secs(20), said).await.unwrap().unwrap();
+    let abort = said.last().unwrap();
+    assert!(matches!(abort, Message::Engine(EngineMessage::Abort { status: 5, .. })), "{said:?}");
 }
 
 /// Wire 7: lengths of nothing, the maximum, one more, and all bits.
