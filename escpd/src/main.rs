@@ -77,6 +77,7 @@ impl Overrides {
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    escp_sys::heap::share_one_arena();
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == worker::ARGUMENT) {
         return worker::main(arguments.next().as_deref());

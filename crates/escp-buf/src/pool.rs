@@ -30,6 +30,7 @@ struct Inner {
     free: RefCell<Vec<u16>>,
     /// Slots handed out at least once.
     touched: Cell<usize>,
+    huge_pages: Cell<bool>,
     registration: RefCell<Option<Registration>>,
 }
 
@@ -66,9 +67,6 @@ impl Pool {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        // Huge pages where they can be had: fewer page faults and TLB misses. A refusal costs nothing.
-        // SAFETY: the range is exactly the mapping just made, and the advice does not change its contents.
-        let _ = unsafe { rustix::mm::madvise(address, length, Advice::LinuxHugepage) };
         let region = NonNull::new(address.cast())
             .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "mapped at address 0"))?;
         let free = (0..u16::try_from(slots).unwrap_or(u16::MAX)).rev().collect();
@@ -79,6 +77,7 @@ impl Pool {
                 slots,
                 free: RefCell::new(free),
                 touched: Cell::new(0),
+                huge_pages: Cell::new(false),
                 registration: RefCell::new(None),
             }),
         })
@@ -90,6 +89,20 @@ impl Pool {
         let slot = self.inner.free.borrow_mut().pop()?;
         self.inner.touched.set(self.inner.touched.get().max(usize::from(slot) + 1));
         Some(Buf { pool: Rc::clone(&self.inner), slot })
+    }
+
+    /// Asks for huge pages, where they can be had, for what is touched from now on: fewer page faults and TLB
+    /// misses for full blocks. Without it a slot takes as much memory as the records in it, not 2 MiB.
+    pub fn prefer_huge_pages(&self) {
+        if !self.inner.huge_pages.replace(true) {
+            let length = self.inner.slots * self.inner.slot_len;
+            // SAFETY: the range is exactly the pool's mapping, and the advice does not change its contents.
+            let advised = unsafe {
+                rustix::mm::madvise(self.inner.region.as_ptr().cast(), length, Advice::LinuxHugepage)
+            };
+            // A kernel without huge pages refuses; small ones do as well.
+            let _ = advised;
+        }
     }
 
     /// Slots that are handed out now.

@@ -277,6 +277,7 @@ impl Receiving {
             self.writes.push(&self.lane, Pending::Through);
             return Ok(());
         }
+        self.lane.pool.prefer_huge_pages();
         fail_if(&file, file.prepare_once(|| preallocate(&file)));
         self.writes.start(&self.lane, file, buf, header.offset, length);
         self.lane.register_when_worth_it();

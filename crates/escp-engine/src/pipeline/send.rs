@@ -117,6 +117,7 @@ impl Sending {
     fn stage(&self, work: Work, buf: Buf) -> Staged {
         match work {
             Work::Block { file, offset, length } => {
+                self.lane.pool.prefer_huge_pages();
                 let want = padded(length as usize, file.alignment()).min(buf.body_len());
                 let read = self.lane.disk.read(&file, buf, BODY..BODY + want, offset);
                 Staged::Block { file, offset, length, read }
