@@ -38,7 +38,7 @@ pub(crate) struct MeasureArgs {
     /// Rounds; in each, everything runs once, in turn
     #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,
-    /// Size of the big file of B1, B2, B5 and B11: bytes, or 256M, 4G
+    /// Size of the big file of B1, B2, B5, B10 and B11: bytes, or 256M, 4G; B4 and B6 change in proportion
     #[arg(long, default_value = "4G", value_name = "SIZE", value_parser = size)]
     pub(crate) size: u64,
     /// Files of B3

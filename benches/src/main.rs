@@ -47,15 +47,12 @@ fn run(args: &Args) -> Checked<ExitCode> {
 }
 
 fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
-    let names: Vec<&str> = if args.only.is_empty() {
-        workload::NAMES.to_vec()
-    } else {
-        args.only.iter().map(String::as_str).collect()
-    };
-    if let Some(unknown) = names.iter().find(|name| !workload::NAMES.contains(name)) {
+    let names: Vec<&str> =
+        if args.only.is_empty() { workload::names() } else { args.only.iter().map(String::as_str).collect() };
+    if let Some(unknown) = names.iter().find(|name| !workload::names().contains(name)) {
         return Err(Trouble::new(format!(
             "there is no workload {unknown}; known: {}",
-            workload::NAMES.join(", ")
+            workload::names().join(", ")
         )));
     }
     let interrupted = interruption()?;

@@ -74,7 +74,9 @@ fn collapse(script: &str, own: u32) -> Stacks {
             continue;
         }
         let mut frames: Vec<String> = lines.filter_map(frame).collect();
-        frames.push(command.trim().to_owned());
+        // Threads that do the same are one.
+        let command = command.trim().trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
+        frames.push(command.to_owned());
         frames.reverse();
         *stacks.entry(frames).or_default() += 1;
     }
@@ -188,7 +190,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::{collapse, graph, list};
 
-    const SCRIPT: &str = "escp 12\n\t1a b<c>\n\t2b main\n\nescp 12\n\tffffffff81000000 write\n\t2b main\n\n\
+    const SCRIPT: &str = "escp-0 12\n\t1a b<c>\n\t2b main\n\nescp 12\n\tffffffff81000000 write\n\t2b main\n\n\
                           escp 12\n\t1a b<c>\n\t2b main\n\nescp-bench 7\n\t1a own\n\n";
 
     #[test]

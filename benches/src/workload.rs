@@ -34,33 +34,49 @@ pub(crate) struct Workload {
     pub(crate) rounds: u32,
 }
 
-/// Names, in the order in which they run.
-pub(crate) const NAMES: [&str; 10] = ["B1", "B2", "B3", "B3-disk", "B4", "B5", "B6", "B7", "B7-files", "B11"];
+type Prepare = fn(&str, &Ground, &MeasureArgs) -> Checked<Workload>;
+
+/// All workloads by name, in the order in which they run.
+const ALL: [(&str, Prepare); 13] = [
+    ("B1", |name, ground, args| big(name, ground, args, Medium::Tmpfs)),
+    ("B2", |name, ground, args| big(name, ground, args, Medium::Disk)),
+    ("B3", |name, ground, args| small(name, ground, args, Medium::Tmpfs)),
+    ("B3-disk", |name, ground, args| small(name, ground, args, Medium::Disk)),
+    ("B4", mixed),
+    ("B5", text),
+    ("B6", sparse),
+    ("B7", start),
+    ("B7-files", few),
+    ("B8", |name, ground, args| crowd(name, ground, args, args.many)),
+    ("B8-tenth", |name, ground, args| crowd(name, ground, args, args.many / 10)),
+    ("B10", eight),
+    ("B11", dummy),
+];
+
 /// Streams of B11.
 const STREAMS: [u16; 5] = [1, 2, 4, 8, 16];
 /// Files of B4, and the bounds of their sizes.
-const MIXED: (u32, u64, u64) = (2000, 4 << 10, 32 << 20);
+const MIXED: (u64, u64, u64) = (2000, 4 << 10, 32 << 20);
 /// B6: size, and islands of 64 KiB in it, 100 MiB together.
 const SPARSE: (u64, u64) = (10 << 30, 1600);
 
+/// The names of all workloads.
+pub(crate) fn names() -> Vec<&'static str> {
+    ALL.iter().map(|(name, _)| *name).collect()
+}
+
 /// Makes a workload's source and says who competes.
 pub(crate) fn prepare(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
-    match name {
-        "B1" => big(name, ground, args, Medium::Tmpfs),
-        "B2" => big(name, ground, args, Medium::Disk),
-        "B3" => small(name, ground, args, Medium::Tmpfs),
-        "B3-disk" => small(name, ground, args, Medium::Disk),
-        "B4" => mixed(ground, args),
-        "B5" => text(ground, args),
-        "B6" => sparse(ground, args),
-        "B7" => start(ground, args),
-        "B7-files" => few(ground, args),
-        "B8" => crowd(name, ground, args, args.many),
-        "B8-tenth" => crowd(name, ground, args, args.many / 10),
-        "B10" => eight(ground, args),
-        "B11" => Ok(dummy(args)),
-        _ => Err(Trouble::new(format!("there is no workload {name}; known: {}", NAMES.join(", ")))),
-    }
+    let (name, make) = ALL
+        .iter()
+        .find(|(known, _)| *known == name)
+        .ok_or_else(|| Trouble::new(format!("there is no workload {name}; known: {}", names().join(", "))))?;
+    make(name, ground, args)
+}
+
+/// A number that was meant for files of 4 GiB, in proportion to `--size`.
+fn scaled(number: u64, args: &MeasureArgs) -> u64 {
+    (u128::from(number) * u128::from(args.size)).div_ceil(4 << 30).try_into().unwrap_or(u64::MAX)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of files are far below 2^53")]
@@ -124,18 +140,19 @@ fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Che
     })
 }
 
-fn mixed(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+fn mixed(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let trip = Trip { medium: Medium::Disk, name: "mixed".to_owned(), tree: true };
     let source = ground.source(&trip);
-    let bytes = files(&source, MIXED.0, MIXED.1, MIXED.2)?;
+    let count = u32::try_from(scaled(MIXED.0, args))?;
+    let bytes = files(&source, count, MIXED.1, MIXED.2)?;
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
-    let title = format!("{} files of 4 KiB to 32 MiB, disk", MIXED.0);
-    Ok(Workload { name: "B4".to_owned(), title, unit: gib(bytes), trip, contenders, rounds: args.runs })
+    let title = format!("{count} files of 4 KiB to 32 MiB, disk");
+    Ok(Workload { name: name.to_owned(), title, unit: gib(bytes), trip, contenders, rounds: args.runs })
 }
 
-fn text(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+fn text(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let trip = Trip { medium: Medium::Tmpfs, name: "text".to_owned(), tree: false };
     let source = ground.source(&trip);
     write_text(&source, args.size)?;
@@ -149,13 +166,14 @@ fn text(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         &format!("rsync -t --zc=zstd -z -e 'ssh -F {{config}} -c {GCM}' {{source}} {{target}} && {{sync}}"),
     ));
     let title = "one file of text, with -C, tmpfs".to_owned();
-    Ok(Workload { name: "B5".to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
+    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
 }
 
-fn sparse(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+fn sparse(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let trip = Trip { medium: Medium::Disk, name: "sparse".to_owned(), tree: false };
     let source = ground.source(&trip);
-    tree::sparse_file(&source, SPARSE.0, SPARSE.1)?;
+    let (size, islands) = (scaled(SPARSE.0, args), scaled(SPARSE.1, args));
+    tree::sparse_file(&source, size, islands)?;
     ground.own(&source)?;
     let gcm = format!("-F {{config}} -c {GCM}");
     let contenders = vec![
@@ -169,11 +187,11 @@ fn sparse(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
             &format!("rsync -tS -e 'ssh {gcm}' {{source}} {{target}} && {{sync}}"),
         ),
     ];
-    let title = "a 10 GiB file with 100 MiB of data, disk".to_owned();
-    Ok(Workload { name: "B6".to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs })
+    let title = format!("a file of {} MiB with {} MiB of data, disk", size >> 20, (islands * 64) >> 10);
+    Ok(Workload { name: name.to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs })
 }
 
-fn start(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+fn start(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let trip = Trip { medium: Medium::Tmpfs, name: "byte".to_owned(), tree: false };
     let source = ground.source(&trip);
     std::fs::write(&source, "x")?;
@@ -182,10 +200,10 @@ fn start(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     contenders.extend(peers(args, &trip)?);
     contenders.push(Contender::limit_without_files("ssh true", "ssh -F {config} {far} true"));
     let title = "one byte".to_owned();
-    Ok(Workload { name: "B7".to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs * 3 })
+    Ok(Workload { name: name.to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs * 3 })
 }
 
-fn few(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+fn few(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let trip = Trip { medium: Medium::Tmpfs, name: "few".to_owned(), tree: true };
     let source = ground.source(&trip);
     files(&source, 20, 4 << 10, 64 << 10)?;
@@ -193,14 +211,7 @@ fn few(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
     let title = "20 files of 4 to 64 KiB".to_owned();
-    Ok(Workload {
-        name: "B7-files".to_owned(),
-        title,
-        unit: Unit::Start,
-        trip,
-        contenders,
-        rounds: args.runs * 3,
-    })
+    Ok(Workload { name: name.to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs * 3 })
 }
 
 fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked<Workload> {
@@ -216,7 +227,7 @@ fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked
     Ok(Workload { name: name.to_owned(), title, unit: Unit::Files(count), trip, contenders, rounds })
 }
 
-fn eight(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let trip = Trip { medium: Medium::Tmpfs, name: "eight".to_owned(), tree: true };
     let source = ground.source(&trip);
     std::fs::create_dir(&source)?;
@@ -225,10 +236,10 @@ fn eight(ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     ground.own(&source)?;
     let contenders = Contender::alone_and_eight(args).to_vec();
     let title = "eight transfers at once through one daemon, beside one of the same bytes, tmpfs".to_owned();
-    Ok(Workload { name: "B10".to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
+    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
 }
 
-fn dummy(args: &MeasureArgs) -> Workload {
+fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let trip = Trip { medium: Medium::None, name: String::new(), tree: false };
     let counts = args.streams.map_or_else(|| STREAMS.to_vec(), |streams| vec![streams]);
     let mut contenders = Vec::new();
@@ -239,7 +250,7 @@ fn dummy(args: &MeasureArgs) -> Workload {
         contenders.push(floor.in_lane(streams));
     }
     let title = "memory to memory, no files".to_owned();
-    Workload { name: "B11".to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs }
+    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
 }
 
 /// Makes `count` files of `least` to `most` bytes, small ones as likely as big ones, in directories of 500.
