@@ -18,9 +18,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         );
     }
     tools::provide(tools::BENCH)?;
-    let mut build = run::cargo();
-    build.args(["build", "--release", "--locked", "--package", "escp-benches", "--bin", "escp-bench"]);
-    run::succeed(&mut build)?;
+    // One by one, as the instrument itself would build the programs: together they would share features, and be
+    // built twice.
+    for binaries in [&["escp-benches", "escp-bench"][..], &["escp-cli", "escp", "escpd", "escpd"]] {
+        let mut build = run::cargo();
+        build.args(["build", "--release", "--locked"]);
+        for pair in binaries.chunks(2) {
+            build.arg("--package").args(pair.first()).arg("--bin").args(pair.last());
+        }
+        run::succeed(&mut build)?;
+    }
     if arguments.iter().any(|word| word == "-h" || word == "--help") {
         run::say(USAGE);
     }
