@@ -237,6 +237,10 @@ impl Observer for Screen {
     fn note(&self, text: &str) {
         tracing::info!("{}", foreign_text(text, 500));
     }
+
+    fn remark(&self, text: &str) {
+        tracing::warn!("{}", foreign_text(text, 500));
+    }
 }
 
 #[cfg(test)]

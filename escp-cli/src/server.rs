@@ -92,4 +92,8 @@ impl Observer for Remarks {
     fn note(&self, text: &str) {
         tracing::info!("{}", foreign_text(text, 500));
     }
+
+    fn remark(&self, text: &str) {
+        tracing::warn!("{}", foreign_text(text, 500));
+    }
 }

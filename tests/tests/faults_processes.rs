@@ -103,11 +103,12 @@ fn kill(host: Host, way: Way, part: Part) -> Checked {
         speaks_to_people(&outcome)?;
         outcome.expect_status(4)?;
     }
-    let next = scene.serves(&["-v"])?;
+    let next = scene.serves(&[])?;
     for temporary in parts::temporaries(&scene.target())? {
         let name = temporary.file_name().unwrap_or_default().to_string_lossy().into_owned();
         ensure!(next.stderr.contains(&name), "the next run does not name {name}\n{}", next.told());
     }
+    let next = scene.serves(&["-v"])?;
     if part == Part::NearBroker || part == Part::FarBroker {
         ensure!(next.stderr.contains("no escpd at "), "{}", next.told());
     } else if host == Host::Daemon {

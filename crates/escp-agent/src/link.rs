@@ -68,4 +68,8 @@ pub trait Observer: Send + Sync {
     fn silent(&self, seconds: u32, stage: &str);
     /// A remark for `-v`.
     fn note(&self, text: &str);
+    /// A remark that every user should see.
+    fn remark(&self, text: &str) {
+        self.note(text);
+    }
 }

@@ -175,7 +175,7 @@ impl Receiver<'_> {
                     self.settle(number, Err((text, integrity)));
                 }
             }
-            Done::Remark(text) => self.observer.note(&text),
+            Done::Remark(text) => self.observer.remark(&text),
         }
         Ok(())
     }
