@@ -3,7 +3,7 @@
 
 use crate::escape::foreign_text;
 use crate::link::{Link, Observer, SessionError};
-use escp_engine_api::{Command, Event, Failure, Fault, Summary};
+use escp_engine_api::{Command, Event, Failure, Summary};
 use escp_proto::agent::{Accept, AgentMessage, Request, Transfer};
 use escp_proto::conversation::Conversation;
 use escp_proto::{ProtocolError, Side};
@@ -238,11 +238,7 @@ pub(crate) fn observe(event: Event, dummy: bool, files: u64, observer: &dyn Obse
 }
 
 fn session_error(failure: &Failure) -> SessionError {
-    let status = match failure.fault {
-        Fault::Connect => 3,
-        Fault::PeerAborted | Fault::Lost | Fault::Local => 4,
-        Fault::Integrity => 5,
-    };
+    let status = crate::status::of_fault(failure.fault, true);
     SessionError { status, text: foreign_text(&failure.text, MAX_FOREIGN) }
 }
 

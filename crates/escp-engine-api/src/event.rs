@@ -174,22 +174,3 @@ pub enum Fault {
     /// This host: resources, limits, a bug. Exit status 3 before data moved, 4 after.
     Local,
 }
-
-/// The symbolic name of an errno that users meet, for logs; `"E?"` for others.
-#[must_use]
-pub fn errno_name(errno: i32) -> &'static str {
-    match errno {
-        1 => "EPERM",
-        2 => "ENOENT",
-        5 => "EIO",
-        12 => "ENOMEM",
-        13 => "EACCES",
-        22 => "EINVAL",
-        24 => "EMFILE",
-        27 => "EFBIG",
-        28 => "ENOSPC",
-        30 => "EROFS",
-        122 => "EDQUOT",
-        _ => "E?",
-    }
-}
