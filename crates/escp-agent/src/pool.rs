@@ -1,48 +1,65 @@
 //! A few threads for system calls that may block, so that the session's task never does.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a pool that is dropped waits for system calls under way. Only a hung mount takes longer, and
+/// How long a pool that is dropped waits without a step being done. Only a hung mount takes longer for one, and
 /// then the end of the process does not wait for it either.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Threads that take jobs in the order in which they were given.
 ///
-/// Dropping the pool discards the jobs that wait and waits for those that run.
+/// Dropping the pool stops them and waits until the last job is done with.
 #[derive(Debug)]
 pub(crate) struct Pool<J> {
     jobs: Option<mpsc::Sender<J>>,
-    stop: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
     threads: Vec<JoinHandle<()>>,
 }
 
+/// What a pool and its threads tell each other about the way.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse {
+    stopped: AtomicBool,
+    steps: AtomicU64,
+}
+
+impl Pulse {
+    /// Whether the pool is about to end: what has not begun should not begin.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Notes that a step was done: whoever waits for the end goes on waiting.
+    pub(crate) fn beat(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 impl<J: Send + 'static> Pool<J> {
-    /// Starts the threads; each runs `work` for one job after another. `work` looks at the flag between
-    /// steps and returns early once it is set.
+    /// Starts the threads; each runs `work` for one job after another. `work` beats the pulse after each step
+    /// that may wait for a disk, and releases what a job holds without doing it once the pulse is stopped.
     ///
     /// # Errors
     /// When not even one thread can be started.
     pub(crate) fn start<F>(name: &str, work: F) -> std::io::Result<Self>
     where
-        F: Fn(J, &AtomicBool) + Send + Sync + 'static,
+        F: Fn(J, &Pulse) + Send + Sync + 'static,
     {
         let (jobs, queue) = mpsc::channel::<J>();
         let queue = Arc::new(Mutex::new(queue));
         let work = Arc::new(work);
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut pool = Self { jobs: Some(jobs), stop: Arc::clone(&stop), threads: Vec::new() };
+        let pulse = Arc::new(Pulse::default());
+        let mut pool = Self { jobs: Some(jobs), pulse: Arc::clone(&pulse), threads: Vec::new() };
         for _ in 0..thread_count() {
-            let (queue, work, stop) = (Arc::clone(&queue), Arc::clone(&work), Arc::clone(&stop));
+            let (queue, work, pulse) = (Arc::clone(&queue), Arc::clone(&work), Arc::clone(&pulse));
             let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
                 while let Some(job) = next_job(&queue) {
-                    // A job that is only dropped releases what it holds: descriptors, temporary files.
-                    if !stop.load(Ordering::Acquire) {
-                        work(job, &stop);
-                    }
+                    work(job, &pulse);
+                    pulse.beat();
                 }
             });
             match started {
@@ -69,21 +86,33 @@ impl<J: Send + 'static> Pool<J> {
     }
 }
 
+impl<J> Pool<J> {
+    /// Lets no further job be done; the threads only release what jobs hold.
+    pub(crate) fn stop(&self) {
+        self.pulse.stopped.store(true, Ordering::Release);
+    }
+}
+
 impl<J> Drop for Pool<J> {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.stop();
         self.jobs = None;
-        let deadline = Instant::now() + LINGER;
         for thread in self.threads.drain(..) {
-            join_until(thread, deadline);
+            join_while(thread, &self.pulse);
         }
     }
 }
 
-/// Waits for a thread until `deadline` at the latest.
-pub(crate) fn join_until(thread: JoinHandle<()>, deadline: Instant) {
-    while !thread.is_finished() && Instant::now() < deadline {
+/// Waits for a thread to end, as long as steps are done.
+pub(crate) fn join_while(thread: JoinHandle<()>, pulse: &Pulse) {
+    let mut seen = pulse.steps.load(Ordering::Relaxed);
+    let mut since = Instant::now();
+    while !thread.is_finished() && since.elapsed() < LINGER {
         std::thread::sleep(Duration::from_millis(1));
+        let steps = pulse.steps.load(Ordering::Relaxed);
+        if steps != std::mem::replace(&mut seen, steps) {
+            since = Instant::now();
+        }
     }
     if thread.is_finished() {
         // A panic was reported by its hook; there is nothing to add here.
@@ -107,9 +136,11 @@ mod tests {
     #[test]
     fn runs_every_job_and_discards_the_rest_when_dropped() {
         let (done, results) = mpsc::channel();
-        let pool = Pool::start("test", move |job: u32, _stop: &AtomicBool| {
-            std::thread::sleep(Duration::from_millis(5));
-            let _ = done.send(job);
+        let pool = Pool::start("test", move |job: u32, pulse: &Pulse| {
+            if !pulse.is_stopped() {
+                std::thread::sleep(Duration::from_millis(5));
+                let _ = done.send(job);
+            }
         })
         .unwrap();
         (0..10).for_each(|job| pool.give(job));
@@ -119,5 +150,30 @@ mod tests {
         (0..10_000).for_each(|job| pool.give(job));
         drop(pool);
         assert!(results.iter().count() < 10_000);
+    }
+
+    #[test]
+    fn waits_for_a_slow_disk_and_not_for_a_hung_one() {
+        let steps = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&steps);
+        let pool = Pool::start("test", move |slow: bool, pulse: &Pulse| {
+            for _ in 0..30 {
+                // 3 s of steps in all, or one that never ends.
+                std::thread::sleep(if slow { Duration::from_millis(100) } else { Duration::from_secs(3600) });
+                counted.fetch_add(1, Ordering::Relaxed);
+                pulse.beat();
+            }
+        })
+        .unwrap();
+        pool.give(true);
+        drop(pool);
+        assert_eq!(steps.load(Ordering::Relaxed), 30);
+
+        let hung =
+            Pool::start("test", |_: (), _: &Pulse| std::thread::sleep(Duration::from_secs(3600))).unwrap();
+        hung.give(());
+        let began = Instant::now();
+        drop(hung);
+        assert!(began.elapsed() < LINGER * 5);
     }
 }

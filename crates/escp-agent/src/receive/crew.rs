@@ -5,10 +5,9 @@ use super::directory::{Directory, Promise};
 use super::publish::{Complete, Full, finish_all, leftovers, publish, with_numbers};
 use super::space::Space;
 use crate::link::TransferOptions;
-use crate::pool::Pool;
+use crate::pool::{Pool, Pulse};
 use crate::storage::Memory;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// What the threads are given. Jobs start in order, which is what makes waiting for a [`Promise`] safe: it
@@ -20,6 +19,8 @@ pub(super) enum Job {
     Finish(Vec<Full>),
     Discard(Vec<Discarded>),
     Leftovers(Arc<Directory>),
+    /// What a session that is over has not published, and answers that nobody took.
+    Abandon(Vec<Made>, UnboundedReceiver<Done>),
 }
 
 /// Something to make.
@@ -69,8 +70,10 @@ struct Shared {
 pub(super) fn start(options: TransferOptions) -> std::io::Result<(Pool<Job>, UnboundedReceiver<Done>)> {
     let (answer, answers) = unbounded_channel();
     let shared = Shared { options, umask: umask(), space: Space::default(), memory: Memory::default() };
-    let pool = Pool::start("escp-files", move |job, stop: &AtomicBool| {
-        if let Some(done) = shared.work(job, &answer, stop) {
+    let pool = Pool::start("escp-files", move |job, pulse: &Pulse| {
+        if pulse.is_stopped() {
+            abandon(job, pulse);
+        } else if let Some(done) = shared.work(job, &answer, pulse) {
             // Nobody listens only when the session is over; what is not taken removes its own files.
             let _ = answer.send(done);
         }
@@ -79,29 +82,31 @@ pub(super) fn start(options: TransferOptions) -> std::io::Result<(Pool<Job>, Unb
 }
 
 impl Shared {
-    fn work(&self, job: Job, answer: &UnboundedSender<Done>, stop: &AtomicBool) -> Option<Done> {
+    fn work(&self, job: Job, answer: &UnboundedSender<Done>, pulse: &Pulse) -> Option<Done> {
         Some(match job {
-            Job::Make(items) => Done::Made(self.make_all(items, answer, stop)),
-            Job::Publish(files) => Done::Published(publish(files, &self.options, self.umask, &self.space)),
+            Job::Make(items) => Done::Made(self.make_all(items, answer, pulse)),
+            Job::Publish(files) => {
+                Done::Published(publish(files, &self.options, self.umask, &self.space, pulse))
+            }
             Job::Finish(full) => Done::Finished(finish_all(full, &self.options, self.umask)),
             Job::Discard(failed) => {
                 Done::Discarded(failed.into_iter().map(|file| self.discard(file)).collect())
             }
             Job::Leftovers(directory) => Done::Remark(leftovers(&directory)?),
+            job @ Job::Abandon(..) => {
+                abandon(job, pulse);
+                return None;
+            }
         })
     }
 
-    fn make_all(
-        &self,
-        items: Vec<Item>,
-        answer: &UnboundedSender<Done>,
-        stop: &AtomicBool,
-    ) -> Vec<MadeEntry> {
+    fn make_all(&self, items: Vec<Item>, answer: &UnboundedSender<Done>, pulse: &Pulse) -> Vec<MadeEntry> {
         let mut made = Vec::with_capacity(items.len());
         for item in items {
-            if stop.load(Ordering::Acquire) || answer.is_closed() {
+            if pulse.is_stopped() || answer.is_closed() {
                 break;
             }
+            pulse.beat();
             made.push(match item {
                 Item::File(wanted) => {
                     let number = wanted.number;
@@ -126,6 +131,34 @@ impl Shared {
         // Dropping what was made removes the temporary file.
         drop(failed.made);
         (failed.number, text, failed.integrity)
+    }
+}
+
+/// Removes the temporary files of a job that will not be done. It is for this thread to do and not for the session's
+/// task, which a hung mount must not hold up.
+fn abandon(job: Job, pulse: &Pulse) {
+    match job {
+        Job::Publish(files) => remove(files.into_iter().map(|file| file.made), pulse),
+        Job::Discard(files) => remove(files.into_iter().map(|file| file.made), pulse),
+        Job::Abandon(made, mut answers) => {
+            remove(made, pulse);
+            answers.close();
+            while let Ok(answer) = answers.try_recv() {
+                if let Done::Made(made) = answer {
+                    remove(made, pulse);
+                }
+            }
+        }
+        // Dropping it breaks its promises, so that nobody waits for directories that will not be made.
+        Job::Make(_) | Job::Finish(_) | Job::Leftovers(_) => {}
+    }
+}
+
+fn remove<T>(made: impl IntoIterator<Item = T>, pulse: &Pulse) {
+    for made in made {
+        // Dropping what was made removes the temporary file.
+        drop(made);
+        pulse.beat();
     }
 }
 

@@ -107,6 +107,11 @@ impl Entries {
         self.files.get_mut(&number).map(Box::as_mut)
     }
 
+    /// Takes what was made for the files that are under way, at the end of a session.
+    pub(super) fn abandon(&mut self) -> Vec<Made> {
+        self.files.drain().filter_map(|(_, file)| file.made).map(|made| *made).collect()
+    }
+
     pub(super) fn directory(&self, number: u64) -> Option<&DirectoryState> {
         self.directories.get(&number)
     }

@@ -4,6 +4,7 @@ use super::create::{Made, PlacedAt, is_temporary};
 use super::directory::{Directory, Held, Sync, finish, times};
 use super::space::{Space, free};
 use crate::link::TransferOptions;
+use crate::pool::Pulse;
 use crate::reason::why;
 use escp_proto::agent::Attributes;
 use rustix::fs::{Dir, Mode, OFlags, fchmod, fstat, futimens, openat, renameat};
@@ -43,6 +44,7 @@ pub(super) fn publish(
     options: &TransferOptions,
     umask: u32,
     space: &Space,
+    pulse: &Pulse,
 ) -> Vec<(u64, Result<u64, String>)> {
     let mut placed = Vec::with_capacity(files.len());
     for file in files {
@@ -54,6 +56,7 @@ pub(super) fn publish(
             name(made, held)
         });
         placed.push((number, check, parent, outcome));
+        pulse.beat();
     }
     let sync = if options.durable {
         let good = placed.iter().filter(|(_, _, _, outcome)| outcome.is_ok());

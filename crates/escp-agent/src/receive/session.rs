@@ -16,6 +16,7 @@ use escp_engine_api::{Command, Event, FileError, FileReport, FileSpec, MAX_BATCH
 use escp_proto::agent::{AgentMessage, EntryFailure, EntryResult, FileDigest, messages};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Files published in one go at most: each batch costs one fsync per directory.
 const PUBLISH_TOGETHER: usize = 512;
@@ -25,6 +26,7 @@ const PUBLISHING: usize = 2;
 pub(super) struct Receiver<'a> {
     pub(super) exchange: Exchange<'a>,
     pub(super) pool: Pool<Job>,
+    answers: UnboundedReceiver<Done>,
     pub(super) target: Target,
     pub(super) options: TransferOptions,
     observer: Arc<dyn Observer>,
@@ -50,7 +52,8 @@ pub(super) struct Receiver<'a> {
 /// Receives into `target`: from after Request and Accept until both engines agreed on the end.
 ///
 /// `peer_host` is the name of the other host in messages to the user; empty when unknown. However this
-/// ends, and also when it is dropped, temporary files of files that were not published are removed.
+/// ends, and also when it is dropped, temporary files of files that were not published are removed before it
+/// returns, unless a file system answers nothing any more.
 ///
 /// # Errors
 /// A [`SessionError`] when the session was lost or the peer broke the protocol. Failures of single files
@@ -63,7 +66,7 @@ pub async fn receive_files(
     peer_host: &str,
 ) -> Result<Tally, SessionError> {
     let window = limits::entries_under_way();
-    let (pool, mut answers) = super::crew::start(options).map_err(|error| SessionError {
+    let (pool, answers) = super::crew::start(options).map_err(|error| SessionError {
         status: 4,
         text: format!("no thread can be started here: {error}"),
     })?;
@@ -73,6 +76,7 @@ pub async fn receive_files(
     let mut receiver = Receiver {
         exchange: Exchange::new(link, Role::Receiver)?,
         pool,
+        answers,
         target,
         options,
         observer,
@@ -94,7 +98,7 @@ pub async fn receive_files(
     };
     receiver.advance()?;
     loop {
-        match receiver.exchange.step(&mut answers).await? {
+        match receiver.exchange.step(&mut receiver.answers).await? {
             Step::Message(message) => receiver.hear(message),
             Step::Event(Event::Files(reports)) => {
                 reports.into_iter().for_each(|report| receiver.reported(report));
@@ -103,12 +107,24 @@ pub async fn receive_files(
                 observe(event, options.dummy, receiver.tally.files, receiver.observer.as_ref());
             }
             Step::Work(done) => receiver.worked(done)?,
-            Step::Ended => return Ok(receiver.tally),
+            Step::Ended => return Ok(std::mem::take(&mut receiver.tally)),
         }
         if let Some(what) = receiver.violation.take() {
             return Err(receiver.exchange.violation(&what).await);
         }
         receiver.advance()?;
+    }
+}
+
+impl Drop for Receiver<'_> {
+    fn drop(&mut self) {
+        self.pool.stop();
+        let mut made = self.entries.abandon();
+        made.extend(self.complete.drain(..).map(|file| file.made));
+        made.extend(self.discarded.drain(..).filter_map(|file| file.made).map(|made| *made));
+        let answers = std::mem::replace(&mut self.answers, unbounded_channel().1);
+        self.pool.give(Job::Abandon(made, answers));
+        // The pool is dropped next, and waits.
     }
 }
 

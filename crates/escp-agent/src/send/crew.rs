@@ -6,12 +6,10 @@ use super::open::{Offered, Original, open, recheck};
 use super::walk::{Found, Walk, walk};
 use crate::limits;
 use crate::link::TransferOptions;
-use crate::pool::{Pool, join_until};
+use crate::pool::{Pool, Pulse, join_while};
 use crate::storage::Memory;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// What the threads are given.
@@ -49,8 +47,8 @@ impl Crew {
         let (answer, answers) = unbounded_channel();
         let memory = Memory::default();
         let opened = answer.clone();
-        let pool = Pool::start("escp-open", move |job, stop: &AtomicBool| {
-            do_job(job, options.direct, &memory, &opened, stop);
+        let pool = Pool::start("escp-open", move |job, pulse: &Pulse| {
+            do_job(job, options.direct, &memory, &opened, pulse);
         })?;
         let gate = Arc::new(Gate::default());
         let held = Arc::clone(&gate);
@@ -87,23 +85,25 @@ impl Drop for Crew {
         self.gate.close();
         if let Some(walker) = self.walker.take() {
             // Only a hung mount keeps it longer, and then nothing here waits for it.
-            join_until(walker, Instant::now() + Duration::from_secs(1));
+            join_while(walker, &Pulse::default());
         }
     }
 }
 
-fn do_job(job: Job, direct: bool, memory: &Memory, answer: &UnboundedSender<Done>, stop: &AtomicBool) {
+fn do_job(job: Job, direct: bool, memory: &Memory, answer: &UnboundedSender<Done>, pulse: &Pulse) {
     let done = match job {
         Job::Open { batch, found } => {
             let mut offered = Vec::with_capacity(found.len());
             for found in found {
-                if stop.load(Ordering::Acquire) {
+                if pulse.is_stopped() {
                     return;
                 }
                 offered.push(open(found, direct, memory));
+                pulse.beat();
             }
             Done::Opened { batch, offered }
         }
+        Job::Recheck(_) if pulse.is_stopped() => return,
         Job::Recheck(files) => Done::Rechecked(
             files.into_iter().map(|(number, check, original)| (number, check, recheck(&original))).collect(),
         ),
