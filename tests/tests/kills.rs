@@ -1,6 +1,7 @@
 //! Every process of a session is killed in the middle of it; nothing may be left but the old file.
 
 use escp_testkit::daemon::Daemon;
+use escp_testkit::mount::Hung;
 use escp_testkit::processes;
 use escp_testkit::run::{Outcome, Running, send_signal, wait_until};
 use escp_testkit::{Checked, Host, Plan, Trouble, World, compare, ensure, need_root, tree};
@@ -70,6 +71,31 @@ fn ended(running: Running, since: Instant, status: i32) -> Checked<Outcome> {
 
 fn worlds() -> impl Iterator<Item = (Way, Host)> {
     Way::BOTH.into_iter().flat_map(|way| [(way, Host::Embedded), (way, Host::Daemon)])
+}
+
+/// A look at a mount that hangs must not keep anyone from leaving: neither agent may wait for it in its task.
+#[test]
+fn a_hung_mount_lets_everybody_go() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let world = World::start(Host::Embedded, Host::Embedded)?;
+        std::fs::write(way.source(&world).join("source"), "content")?;
+        settle(&world)?;
+        let Some(_hung) = Hung::new(&way.target(&world).join("hung"))? else {
+            escp_testkit::skip!("no /dev/fuse here, so no mount can be made to hang");
+        };
+        let mut running = way.escp(&world, &["-v"], &["source"], "hung/copy").start()?;
+        // Whoever receives looks at its target once the data connections are up.
+        wait_until("the data connections", Duration::from_secs(20), || {
+            running.stderr().is_ok_and(|told| told.contains("data connections"))
+        })?;
+        std::thread::sleep(Duration::from_millis(1000));
+        ensure!(running.is_running()?, "it did not wait for the mount: {}", running.stderr()?);
+        running.signal(Signal::INT)?;
+        ended(running, Instant::now(), 130)?;
+        world.expect_nothing_running(Duration::from_secs(15))?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! Opening this host's engine and waiting for what it and the peer's agent say first; alike on both ends.
 
-use crate::link::{Observer, SessionError};
+use crate::control::hung_up;
+use crate::link::{HangUp, Observer, SessionError};
 use crate::status;
 use escp_engine_api::{Command, EngineHandle, Event, Failure, JobOptions, Opened};
 use escp_proto::agent::AgentMessage;
 use std::io;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// Time for an engine to open: mapping memory, registering, binding ports.
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
+/// Time for a file system to say what lies at a path; an automounter may need some of it.
+const LOOK_DEADLINE: Duration = Duration::from_secs(60);
 /// Time for an engine to end after it was told to.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -30,6 +34,27 @@ pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
         filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
     }
     Ok(bytes)
+}
+
+/// Looks at a file system on a thread of its own, so that a hung mount holds up neither a hang-up nor the deadline.
+/// A look that hangs ends with the process.
+pub(crate) async fn look<T: Send + 'static>(
+    stop: &mut watch::Receiver<Option<HangUp>>,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SessionError> {
+    let refused = |text| Err(SessionError { status: status::SOME_FAILED, text });
+    tokio::select! {
+        biased;
+        error = hung_up(stop) => Err(error),
+        seen = timeout(LOOK_DEADLINE, tokio::task::spawn_blocking(look)) => match seen {
+            Ok(Ok(seen)) => Ok(seen),
+            Ok(Err(error)) => refused(format!("looking at the file system broke down: {error}")),
+            Err(_) => refused(format!(
+                "the file system does not answer: nothing within {} s (a hung mount?)",
+                LOOK_DEADLINE.as_secs()
+            )),
+        },
+    }
 }
 
 /// Starts or connects to an engine and opens the job on it.

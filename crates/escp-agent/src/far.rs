@@ -177,7 +177,7 @@ where
         Ok(request) => request,
         Err(error) => return Err(opening.abort(error).await),
     };
-    let (mut opening, task) = accept(opening, request, job).await?;
+    let (mut opening, task) = accept(opening, request, job, &mut stop).await?;
     let options = task.options;
     match task.part {
         Part::Receive(target) => {
@@ -280,8 +280,13 @@ enum Part {
 }
 
 /// Looks at the request; an upload is accepted here, a download when its sources are counted.
-async fn accept(mut opening: Opening, request: Request, job: &Job) -> Result<(Opening, Task), SessionError> {
-    let part = match part(&request, job) {
+async fn accept(
+    mut opening: Opening,
+    request: Request,
+    job: &Job,
+    stop: &mut watch::Receiver<Option<HangUp>>,
+) -> Result<(Opening, Task), SessionError> {
+    let part = match part(&request, job, stop).await {
         Ok(part) => part,
         Err(error) => {
             let refusal = Refusal { status: error.status, text: error.text.clone() };
@@ -305,7 +310,11 @@ async fn accept(mut opening: Opening, request: Request, job: &Job) -> Result<(Op
     Ok((opening, Task { options, part }))
 }
 
-fn part(request: &Request, job: &Job) -> Result<Part, SessionError> {
+async fn part(
+    request: &Request,
+    job: &Job,
+    stop: &mut watch::Receiver<Option<HangUp>>,
+) -> Result<Part, SessionError> {
     let contradiction = |what: &str| SessionError {
         status: status::INTEGRITY,
         text: format!("{PEER} broke the protocol: the sealed request and the job differ in {what}"),
@@ -322,7 +331,8 @@ fn part(request: &Request, job: &Job) -> Result<Part, SessionError> {
     match &request.transfer {
         Transfer::Upload { .. } if request.dummy => Ok(Part::Receive(Target::dummy())),
         Transfer::Upload { target, directory_required } => {
-            Target::resolve(target, *directory_required, 0).map(Part::Receive)
+            let (target, required) = (target.clone(), *directory_required);
+            establish::look(stop, move || Target::resolve(&target, required, 0)).await?.map(Part::Receive)
         }
         Transfer::Download { sources } if request.dummy => {
             let sources: Option<Vec<_>> = sources.iter().map(|source| dummy_source(source)).collect();
@@ -331,7 +341,10 @@ fn part(request: &Request, job: &Job) -> Result<Part, SessionError> {
                 text: "with --ioengine dummy a source is dummy:SIZE".into(),
             })
         }
-        Transfer::Download { sources } => Ok(Part::Send(expand_sources(sources))),
+        Transfer::Download { sources } => {
+            let patterns = sources.clone();
+            establish::look(stop, move || expand_sources(&patterns)).await.map(Part::Send)
+        }
     }
 }
 

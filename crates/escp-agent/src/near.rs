@@ -344,21 +344,24 @@ async fn connect_and_move(
         Ok(sources) => sources,
         Err(error) => return Err(opening.abort(error).await),
     };
-    let mut link = Link { engine: opening.engine, hang_up: stop };
     match &job.transfer {
         NearTransfer::Upload { sources, .. } => {
+            let mut link = Link { engine: opening.engine, hang_up: stop };
             send_files(&mut link, sources.clone(), job.options, observer, &job.host).await
         }
         NearTransfer::Download { sources: asked, target, directory_required } => {
             let target = if job.options.dummy {
                 Target::dummy()
             } else {
+                let (path, required) = (target.clone(), *directory_required);
                 // At least one: 0 would mean an upload.
-                match Target::resolve(target, *directory_required, sources.max(1)) {
+                let resolve = move || Target::resolve(&path, required, sources.max(1));
+                match establish::look(&mut stop, resolve).await.flatten() {
                     Ok(target) => target.requested(asked),
-                    Err(error) => return Err(Opening::of(link.engine).abort(error).await),
+                    Err(error) => return Err(opening.abort(error).await),
                 }
             };
+            let mut link = Link { engine: opening.engine, hang_up: stop };
             receive_files(&mut link, target, job.options, observer, &job.host).await
         }
     }

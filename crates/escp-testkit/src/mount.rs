@@ -3,7 +3,10 @@
 use crate::run::{Run, program};
 use crate::users::User;
 use crate::{Checked, scratch};
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::ffi::CString;
 use std::fs::{File, Permissions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -102,6 +105,42 @@ impl Mount {
             .arg(&self.path)
             .succeed()
             .map(drop)
+    }
+}
+
+/// A file system that never answers: FUSE (fuse(4)) whose server does not even take the first request, as a server that
+/// hangs does not. Whoever looks below it waits until this is dropped.
+#[derive(Debug)]
+pub struct Hung {
+    path: PathBuf,
+    /// Closing it fails every request with ENOTCONN.
+    server: Option<File>,
+}
+
+impl Hung {
+    /// Mounts it on `path`, a directory to be made. `None` where the kernel has no FUSE.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn new(path: &Path) -> Checked<Option<Self>> {
+        let server = match File::options().read(true).write(true).open("/dev/fuse") {
+            Ok(server) => server,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        std::fs::create_dir(path)?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", server.as_raw_fd());
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        rustix::mount::mount("hung", path, "fuse", flags, CString::new(options)?.as_c_str())?;
+        Ok(Some(Self { path: path.to_path_buf(), server: Some(server) }))
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        drop(self.server.take());
+        // Nobody is left to tell; the test's directory is removed with what lies in it.
+        let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
     }
 }
 
