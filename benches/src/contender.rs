@@ -5,6 +5,7 @@ use crate::ground::{Ground, Medium};
 use escp_testkit::run::Run;
 use escp_testkit::{Checked, Trouble};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What a contender stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -38,6 +39,8 @@ pub(crate) struct Contender {
     pub(crate) role: Role,
     /// Only contenders of one lane are compared with each other.
     pub(crate) lane: u16,
+    /// The distance it is measured at, where that is not the workload's: the round trip.
+    pub(crate) round_trip: Option<Duration>,
     /// It leaves a copy that can be looked at.
     pub(crate) makes_files: bool,
     what: What,
@@ -114,12 +117,18 @@ impl Contender {
     }
 
     fn new(name: &str, role: Role, what: What) -> Self {
-        Self { name: name.to_owned(), role, lane: 0, makes_files: true, what }
+        Self { name: name.to_owned(), role, lane: 0, round_trip: None, makes_files: true, what }
     }
 
     /// The same in another lane.
     pub(crate) fn in_lane(mut self, lane: u16) -> Self {
         self.lane = lane;
+        self
+    }
+
+    /// The same at another distance.
+    pub(crate) fn at(mut self, round_trip: Duration) -> Self {
+        self.round_trip = Some(round_trip);
         self
     }
 
@@ -195,6 +204,7 @@ impl Ground {
             ("{out}", text(&self.out(trip, remote))),
             ("{target}", format!("far:{}/", text(&self.out(trip, true)))),
             ("{far}", "far".to_owned()),
+            ("{address}", self.address().to_string()),
             ("{config}", text(&self.world.sshd.client_config)),
             ("{bench}", text(&self.instrument)),
             ("{sync}", if trip.medium == Medium::Disk { durable } else { "true".to_owned() }),

@@ -3,8 +3,10 @@
 use crate::args::MeasureArgs;
 use crate::machine::Group;
 use escp_testkit::scratch::give;
+use escp_testkit::wan::{self, Link};
 use escp_testkit::{Checked, Host, Plan, Trouble, World};
 use std::fs::Permissions;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,15 +59,19 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Starts the world and makes the places.
-    pub(crate) fn lay(args: &MeasureArgs) -> Checked<Self> {
-        if !escp_testkit::users::is_root() {
-            return Err(Trouble::new("the bench needs root: users, a network of its own, dropping caches"));
-        }
-        // First of all, so that everything that is started is in it. Fields are dropped in order, and the
-        // group comes after the world.
-        let group = Group::join().map(Arc::new);
-        let world = with_memory_lock(|| Plan::new(Host::Daemon, Host::Daemon).start())?;
+    /// Starts the world, whose hosts share a network or have `distance` between them, and makes the places.
+    /// The caller is in `group` already, and so is what is started here.
+    pub(crate) fn lay(
+        args: &MeasureArgs,
+        group: Option<Arc<Group>>,
+        distance: Option<Link>,
+    ) -> Checked<Self> {
+        let plan = Plan::new(Host::Daemon, Host::Daemon);
+        let plan = match distance {
+            Some(link) => plan.over(link),
+            None => plan,
+        };
+        let world = with_memory_lock(|| plan.start())?;
         let instrument = world.scratch.path().join("escp-bench");
         std::fs::copy(std::env::current_exe()?, &instrument)?;
         std::fs::set_permissions(&instrument, Permissions::from_mode(0o755))?;
@@ -83,6 +89,11 @@ impl Ground {
     /// The directories on a medium.
     pub(crate) fn place(&self, medium: Medium) -> &Place {
         if medium == Medium::Disk { &self.disk } else { &self.tmpfs }
+    }
+
+    /// Where the near host reaches the far one.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        if self.world.wan.is_some() { wan::FAR } else { Ipv4Addr::LOCALHOST }
     }
 
     /// Process ids of the daemons.

@@ -106,12 +106,18 @@ fn machine_cpu() -> Checked<f64> {
     Ok(busy / hertz)
 }
 
-/// Bytes that went over the loopback interface of a network so far.
+/// Bytes that went over the interfaces of a network so far.
 fn wire(network: &Network) -> Checked<u64> {
     let text = network.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
-    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("lo:"));
-    let received = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    received.ok_or_else(|| Trouble::new("/proc/net/dev has no loopback interface"))
+    let interface = |line: &str| {
+        let (name, numbers) = line.split_once(':')?;
+        let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let (received, sent) = (numbers.first()?, numbers.get(8)?);
+        // What goes over loopback is sent and received there.
+        Some(if name.trim() == "lo" { *received } else { received + sent })
+    };
+    let all: Option<u64> = text.lines().skip(2).map(interface).sum();
+    all.ok_or_else(|| Trouble::new("/proc/net/dev is of another form"))
 }
 
 /// What a run cost.
@@ -127,7 +133,7 @@ pub(crate) struct Cost {
     pub(crate) peak_mib: f64,
     /// The same of the one process that had the highest.
     pub(crate) peak_process_mib: f64,
-    /// MiB over the loopback interface.
+    /// MiB over the interfaces of the near host.
     pub(crate) wire_mib: f64,
     /// Of a run that was several at once: how long each took, in seconds.
     pub(crate) parts: Vec<f64>,

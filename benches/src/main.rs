@@ -3,6 +3,7 @@
 mod args;
 mod bare;
 mod contender;
+mod distance;
 mod floor;
 mod ground;
 mod machine;
@@ -14,8 +15,10 @@ mod workload;
 
 use args::{Args, MeasureArgs, Task};
 use clap::Parser;
+use escp_testkit::wan::Link;
 use escp_testkit::{Checked, Trouble};
 use ground::{Ground, warm};
+use machine::Group;
 use round::{remove, say};
 use std::io::Write;
 use std::process::ExitCode;
@@ -55,17 +58,28 @@ fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
             workload::names().join(", ")
         )));
     }
+    if !escp_testkit::users::is_root() {
+        return Err(Trouble::new("the bench needs root: users, a network of its own, dropping caches"));
+    }
     let interrupted = interruption()?;
-    let ground = Ground::lay(args)?;
+    // First of all, so that everything that is started is in it; and last to go.
+    let group = Group::join().map(Arc::new);
     if !args.cold {
         say("warming the memory");
         warm(&args.tmpfs, WARM.min(args.size * 2))?;
     }
     let about = record::about();
     let (mut all, mut escp_failed) = (Vec::new(), false);
+    let mut ground: Option<(Option<Link>, Ground)> = None;
     for name in names {
-        let workload = workload::prepare(name, &ground, args)?;
-        let series = round::run(&workload, &ground, args, &interrupted)?;
+        let distance = workload::distance(name);
+        let ground = match ground.take().filter(|(laid_for, _)| *laid_for == distance) {
+            Some(laid) => ground.insert(laid),
+            None => ground.insert((distance, Ground::lay(args, group.clone(), distance)?)),
+        };
+        let ground = &ground.1;
+        let workload = workload::prepare(name, ground, args)?;
+        let series = round::run(&workload, ground, args, &interrupted)?;
         let table = report::table(&workload, &series);
         if args.json {
             say(&table)
@@ -80,7 +94,7 @@ fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
         all.extend(data);
         escp_failed |= series.iter().any(|s| s.contender.is_escp() && s.failure.is_some());
         if args.profile {
-            round::profile(&workload, &ground, args, &interrupted)?;
+            round::profile(&workload, ground, args, &interrupted)?;
         }
         if !workload.trip.name.is_empty() {
             remove(&ground.source(&workload.trip))?;

@@ -114,6 +114,9 @@ pub(crate) fn table(workload: &Workload, all: &[Series]) -> String {
         }
         let _ = writeln!(out, "{}", line(unit, series, subject(all, series.contender.lane)));
     }
+    if let Some(verdict) = crate::distance::verdict(workload, all) {
+        let _ = writeln!(out, "  {verdict}");
+    }
     let foreign = foreign(all);
     if foreign > 0.10 {
         let _ = writeln!(
@@ -290,6 +293,7 @@ mod tests {
             trip,
             contenders: Vec::new(),
             rounds: 1,
+            round_trip: None,
         };
         let mut failed = series("b", &[]);
         failed.failure = Some("why".to_owned());

@@ -102,6 +102,10 @@ fn once(
     if trip.medium == Medium::Disk {
         drop_caches()?;
     }
+    if let Some(wan) = &ground.world.wan {
+        let delay = contender.round_trip.or(workload.round_trip).unwrap_or_default() / 2;
+        wan.change(|link| link.delay = delay);
+    }
     let involved = if contender.is_escp() { ground.daemons() } else { Vec::new() };
     let server = if contender.is_iperf() { Some(iperf_server(ground)?) } else { None };
     let meter = Meter::begin(ground.group.as_ref(), &ground.world.near_network, &involved)?;
@@ -154,13 +158,13 @@ fn wait(running: &Running, deadline: Instant, interrupted: &AtomicBool) -> Check
 /// iperf3's server for one client. It goes with the value.
 fn iperf_server(ground: &Ground) -> Checked<Running> {
     let world = &ground.world;
-    let server = Run::new("iperf3", Some(&world.users.far)).network(&world.near_network);
+    let server = Run::new("iperf3", Some(&world.users.far)).network(world.far_network());
     let server = server.args(["-s", "-1"]).patience(Duration::from_secs(3600)).start()?;
     // It answers nobody but a client, so that it listens can only be seen.
     for _ in 0..200 {
         let listening =
-            world.near_network.inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp6"))??;
-        let plain = world.near_network.inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
+            world.far_network().inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp6"))??;
+        let plain = world.far_network().inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
         // 5201, its port.
         if listening.contains(":1451 ") || plain.contains(":1451 ") {
             return Ok(server);

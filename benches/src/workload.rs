@@ -2,11 +2,14 @@
 
 use crate::args::MeasureArgs;
 use crate::contender::{Contender, GCM, Role, Trip, peers};
+use crate::distance;
 use crate::ground::{Ground, Medium};
 use escp_testkit::tree::{self, Noise};
+use escp_testkit::wan::Link;
 use escp_testkit::{Checked, Trouble};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 /// In what a workload is counted.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -32,12 +35,14 @@ pub(crate) struct Workload {
     pub(crate) contenders: Vec<Contender>,
     /// How many: what is over quickly is repeated more than was asked for, and what takes minutes less.
     pub(crate) rounds: u32,
+    /// The distance between the hosts, if there is one.
+    pub(crate) round_trip: Option<Duration>,
 }
 
 type Prepare = fn(&str, &Ground, &MeasureArgs) -> Checked<Workload>;
 
 /// All workloads by name, in the order in which they run.
-const ALL: [(&str, Prepare); 13] = [
+const ALL: [(&str, Prepare); 16] = [
     ("B1", |name, ground, args| big(name, ground, args, Medium::Tmpfs)),
     ("B2", |name, ground, args| big(name, ground, args, Medium::Disk)),
     ("B3", |name, ground, args| small(name, ground, args, Medium::Tmpfs)),
@@ -49,6 +54,9 @@ const ALL: [(&str, Prepare); 13] = [
     ("B7-files", few),
     ("B8", |name, ground, args| crowd(name, ground, args, args.many)),
     ("B8-tenth", |name, ground, args| crowd(name, ground, args, args.many / 10)),
+    ("B9", distance::file),
+    ("B9-fast", distance::file),
+    ("B9-small", distance::small),
     ("B10", eight),
     ("B11", dummy),
 ];
@@ -63,6 +71,14 @@ const SPARSE: (u64, u64) = (10 << 30, 1600);
 /// The names of all workloads.
 pub(crate) fn names() -> Vec<&'static str> {
     ALL.iter().map(|(name, _)| *name).collect()
+}
+
+/// What lies between the hosts in a workload; `None`: they share a network.
+pub(crate) fn distance(name: &str) -> Option<Link> {
+    distance::LINKS
+        .iter()
+        .find(|(known, ..)| *known == name)
+        .map(|(_, round_trip, rate)| Link::new(*round_trip, *rate))
 }
 
 /// Makes a workload's source and says who competes.
@@ -80,17 +96,17 @@ fn scaled(number: u64, args: &MeasureArgs) -> u64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of files are far below 2^53")]
-fn gib(bytes: u64) -> Unit {
+pub(crate) fn gib(bytes: u64) -> Unit {
     Unit::Gib(bytes as f64 / f64::from(1 << 30))
 }
 
-fn streams(args: &MeasureArgs) -> u16 {
+pub(crate) fn streams(args: &MeasureArgs) -> u16 {
     args.streams.unwrap_or_else(|| escp_config::Config::default().streams)
 }
 
-fn iperf(args: &MeasureArgs, streams: u16) -> Option<Contender> {
+pub(crate) fn iperf(args: &MeasureArgs, streams: u16) -> Option<Contender> {
     // Its -n is the sum over all streams.
-    let command = format!("iperf3 -c 127.0.0.1 -P {streams} -n {} > /dev/null", args.size);
+    let command = format!("iperf3 -c {{address}} -P {streams} -n {} > /dev/null", args.size);
     escp_testkit::run::program("iperf3")
         .ok()
         .map(|_| Contender::limit_without_files("iperf3, clear", &command))
@@ -114,7 +130,15 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
     }
     contenders.extend(iperf(args, streams(args)));
     let title = format!("one random file, {} to {}", medium.name(), medium.name());
-    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: gib(args.size),
+        trip,
+        contenders,
+        rounds: args.runs,
+        round_trip: None,
+    })
 }
 
 fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Checked<Workload> {
@@ -137,6 +161,7 @@ fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Che
         trip,
         contenders,
         rounds: args.runs,
+        round_trip: None,
     })
 }
 
@@ -149,7 +174,15 @@ fn mixed(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
     let title = format!("{count} files of 4 KiB to 32 MiB, disk");
-    Ok(Workload { name: name.to_owned(), title, unit: gib(bytes), trip, contenders, rounds: args.runs })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: gib(bytes),
+        trip,
+        contenders,
+        rounds: args.runs,
+        round_trip: None,
+    })
 }
 
 fn text(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -166,7 +199,15 @@ fn text(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         &format!("rsync -t --zc=zstd -z -e 'ssh -F {{config}} -c {GCM}' {{source}} {{target}} && {{sync}}"),
     ));
     let title = "one file of text, with -C, tmpfs".to_owned();
-    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: gib(args.size),
+        trip,
+        contenders,
+        rounds: args.runs,
+        round_trip: None,
+    })
 }
 
 fn sparse(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -188,7 +229,15 @@ fn sparse(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> 
         ),
     ];
     let title = format!("a file of {} MiB with {} MiB of data, disk", size >> 20, (islands * 64) >> 10);
-    Ok(Workload { name: name.to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: Unit::Start,
+        trip,
+        contenders,
+        rounds: args.runs,
+        round_trip: None,
+    })
 }
 
 fn start(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -200,7 +249,15 @@ fn start(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     contenders.extend(peers(args, &trip)?);
     contenders.push(Contender::limit_without_files("ssh true", "ssh -F {config} {far} true"));
     let title = "one byte".to_owned();
-    Ok(Workload { name: name.to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs * 3 })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: Unit::Start,
+        trip,
+        contenders,
+        rounds: args.runs * 3,
+        round_trip: None,
+    })
 }
 
 fn few(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -211,7 +268,15 @@ fn few(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
     let title = "20 files of 4 to 64 KiB".to_owned();
-    Ok(Workload { name: name.to_owned(), title, unit: Unit::Start, trip, contenders, rounds: args.runs * 3 })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: Unit::Start,
+        trip,
+        contenders,
+        rounds: args.runs * 3,
+        round_trip: None,
+    })
 }
 
 fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked<Workload> {
@@ -224,7 +289,15 @@ fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked
     contenders.extend(peers(args, &trip)?.into_iter().filter(|peer| peer.name.starts_with("tar")));
     let title = format!("{count} files of 0 to 1 KiB, tmpfs");
     let rounds = args.runs.min(2);
-    Ok(Workload { name: name.to_owned(), title, unit: Unit::Files(count), trip, contenders, rounds })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: Unit::Files(count),
+        trip,
+        contenders,
+        rounds,
+        round_trip: None,
+    })
 }
 
 fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -236,7 +309,15 @@ fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     ground.own(&source)?;
     let contenders = Contender::alone_and_eight(args).to_vec();
     let title = "eight transfers at once through one daemon, beside one of the same bytes, tmpfs".to_owned();
-    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: gib(args.size),
+        trip,
+        contenders,
+        rounds: args.runs,
+        round_trip: None,
+    })
 }
 
 fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -250,12 +331,20 @@ fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> 
         contenders.push(floor.in_lane(streams));
     }
     let title = "memory to memory, no files".to_owned();
-    Ok(Workload { name: name.to_owned(), title, unit: gib(args.size), trip, contenders, rounds: args.runs })
+    Ok(Workload {
+        name: name.to_owned(),
+        title,
+        unit: gib(args.size),
+        trip,
+        contenders,
+        rounds: args.runs,
+        round_trip: None,
+    })
 }
 
 /// Makes `count` files of `least` to `most` bytes, small ones as likely as big ones, in directories of 500.
 /// Returns their bytes.
-fn files(root: &Path, count: u32, least: u64, most: u64) -> Checked<u64> {
+pub(crate) fn files(root: &Path, count: u32, least: u64, most: u64) -> Checked<u64> {
     let mut noise = Noise::new(u64::from(count));
     let mut block = vec![0; 1 << 20];
     noise.fill(&mut block);

@@ -152,7 +152,7 @@ impl Stage {
         let near_daemon = daemon("near-escpd", (1232, 1236))?;
         let far_daemon = daemon("far-escpd", (1237, 1242))?;
         let environment = vec![("ESCP_SOCKET".to_owned(), path(&far_daemon.socket))];
-        let options = SshdOptions { environment, lines: Vec::new() };
+        let options = SshdOptions { environment, ..SshdOptions::default() };
         let sshd = Sshd::start(&ssh, &network, &users.near, &users.far, &options)?;
         run::say(&format!(
             "    sshd on 127.0.0.1:{}; {} copies to {}",

@@ -47,6 +47,8 @@ pub(crate) const TEST: &[Need] = &[
     program("diff", "diffutils"),
     program("strace", "strace"),
     program("ip", "iproute2"),
+    program("ping", "iputils-ping"),
+    program("iperf3", "iperf3"),
     program("nsenter", "util-linux"),
     program("losetup", "mount"),
     program("capsh", "libcap2-bin"),
@@ -74,7 +76,7 @@ pub(crate) const BENCH: &[Need] = &[
 /// The interpreter that Debian's Python packages are for.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";
 /// Units that a package brings and enables for the next boot.
-const UNITS: [&str; 3] = ["ssh.service", "ssh.socket", "rsync.service"];
+const UNITS: [&str; 4] = ["ssh.service", "ssh.socket", "rsync.service", "iperf3.service"];
 /// Kept between clones: building a tool takes minutes.
 const CACHE: &str = "escp-tools";
 

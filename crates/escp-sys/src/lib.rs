@@ -9,3 +9,5 @@ pub mod passed;
 pub mod process;
 pub mod seqpacket;
 pub mod socket;
+#[cfg(feature = "tun")]
+pub mod tun;

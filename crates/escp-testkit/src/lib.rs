@@ -21,6 +21,7 @@ pub mod sshd;
 pub mod tree;
 mod trouble;
 pub mod users;
+pub mod wan;
 mod world;
 
 pub use trouble::{Checked, Trouble};
@@ -63,6 +64,16 @@ macro_rules! need_root {
     () => {
         if !$crate::users::is_root() {
             $crate::skip!("needs root (users, mounts, network namespaces)");
+        }
+    };
+}
+
+/// Skips a test visibly where there can be no [`wan::Wan`].
+#[macro_export]
+macro_rules! need_wan {
+    () => {
+        if let Some(why) = $crate::wan::missing() {
+            $crate::skip!("{why}");
         }
     };
 }

@@ -57,6 +57,15 @@ impl Network {
         Self { handle: None }
     }
 
+    /// Sets a variable of the kernel that each namespace has its own of, such as `net/ipv4/tcp_rmem`.
+    ///
+    /// # Errors
+    /// When the kernel has no such variable, or refuses the value.
+    pub fn set(&self, variable: &str, value: &str) -> Checked {
+        let written = self.inside(|| std::fs::write(format!("/proc/sys/{variable}"), value))?;
+        written.map_err(|error| Trouble::new(format!("{variable} = {value}: {error}")))
+    }
+
     /// Runs `work` inside: sockets it makes and processes it starts belong to the namespace.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use crate::users::User;
 use crate::{Checked, Trouble, scratch};
 use std::fs::Permissions;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,9 +18,11 @@ pub struct SshdOptions {
     pub environment: Vec<(String, String)>,
     /// Lines added to sshd_config, before any other.
     pub lines: Vec<String>,
+    /// Where the client reaches it: 127.0.0.1 unless the hosts are apart.
+    pub address: Option<Ipv4Addr>,
 }
 
-/// A running sshd on 127.0.0.1 and ::1. Stopped when dropped.
+/// A running sshd on 127.0.0.1, ::1 and the address that was asked for. Stopped when dropped.
 #[derive(Debug)]
 pub struct Sshd {
     /// Its port.
@@ -59,7 +61,9 @@ impl Sshd {
             let config = server_config(directory, &host_key, port, far, options)?;
             match launch(&config, network, port) {
                 Ok(running) => {
-                    let client_config = client_config(directory, &host_key, &key, port, near, far)?;
+                    let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST);
+                    let client_config =
+                        client_config(directory, &host_key, &key, (address, port), near, far)?;
                     return Ok(Self { port, client_config, key, running });
                 }
                 Err(trouble) => last = trouble,
@@ -126,6 +130,9 @@ fn server_config(
     options: &SshdOptions,
 ) -> Checked<PathBuf> {
     let mut text = options.lines.join("\n");
+    if let Some(address) = options.address {
+        text.push_str(&format!("\nListenAddress {address}"));
+    }
     text.push_str(&format!(
         "
 Port {port}
@@ -164,7 +171,7 @@ fn client_config(
     directory: &Path,
     host_key: &Path,
     key: &Path,
-    port: u16,
+    (address, port): (Ipv4Addr, u16),
     near: &User,
     far: &User,
 ) -> Checked<PathBuf> {
@@ -175,7 +182,7 @@ fn client_config(
     )?;
     let text = format!(
         "Host far
-    HostName 127.0.0.1
+    HostName {address}
 Host far6
     HostName ::1
 Host *

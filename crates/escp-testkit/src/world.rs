@@ -7,6 +7,7 @@ use crate::run::Run;
 use crate::scratch::{Scratch, give};
 use crate::sshd::{Sshd, SshdOptions};
 use crate::users::{User, Users, users};
+use crate::wan::{self, Link, Wan};
 use crate::{Checked, Trouble, programs};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub struct Plan {
     near: Host,
     far: Host,
     apart: bool,
+    distance: Option<Link>,
     sshd: SshdOptions,
     config: String,
     under: Vec<String>,
@@ -50,6 +52,8 @@ pub struct World {
     pub sshd: Sshd,
     /// What lies between the hosts, if they are apart.
     pub proxy: Option<Proxy>,
+    /// The way between the hosts, if there is a distance.
+    pub wan: Option<Wan>,
     /// The near host's network.
     pub near_network: Network,
     /// The far host's network; the same one unless the hosts are apart.
@@ -80,6 +84,7 @@ impl Plan {
             near,
             far,
             apart: false,
+            distance: None,
             sshd: SshdOptions::default(),
             config: String::new(),
             under: Vec::new(),
@@ -90,6 +95,13 @@ impl Plan {
     #[must_use]
     pub fn apart(mut self) -> Self {
         self.apart = true;
+        self
+    }
+
+    /// Gives each host a network of its own, and this between them. See [`crate::need_wan!`].
+    #[must_use]
+    pub fn over(mut self, link: Link) -> Self {
+        self.distance = Some(link);
         self
     }
 
@@ -132,9 +144,15 @@ impl Plan {
         let near = scratch.directory("near", Some(&users.near), 0o700)?;
         let far = scratch.directory("far", Some(&users.far), 0o700)?;
         let near_network = Network::new()?;
-        let far_network = if self.apart { Some(Network::new()?) } else { None };
+        let apart = self.apart || self.distance.is_some();
+        let far_network = if apart { Some(Network::new()?) } else { None };
         let on_far = far_network.as_ref().unwrap_or(&near_network);
 
+        let wan = match (&far_network, self.distance) {
+            (Some(far), Some(link)) => Some(Wan::join(&near_network, far, link)?),
+            _ => None,
+        };
+        self.sshd.address = wan.is_some().then_some(wan::FAR);
         let near_daemon = self.daemon(self.near, "near", &programs, &near_network, &scratch, &users)?;
         let far_daemon = self.daemon(self.far, "far", &programs, on_far, &scratch, &users)?;
         let far_socket = far_daemon.as_ref().map_or_else(|| no_socket(&scratch), |d| d.socket.clone());
@@ -143,14 +161,15 @@ impl Plan {
         let directory = scratch.directory("ssh", None, 0o755)?;
         let sshd = Sshd::start(&directory, on_far, &users.near, &users.far, &self.sshd)?;
         let proxy = match &far_network {
-            Some(far) => Some(Proxy::start(&near_network, far, sshd.port, FAR_PORTS)?),
-            None => None,
+            Some(far) if self.apart => Some(Proxy::start(&near_network, far, sshd.port, FAR_PORTS)?),
+            _ => None,
         };
         Ok(World {
             near_daemon,
             far_daemon,
             sshd,
             proxy,
+            wan,
             near_network,
             far_network,
             programs,
@@ -267,6 +286,14 @@ impl World {
     /// When they are not.
     pub fn proxy(&self) -> Checked<&Proxy> {
         self.proxy.as_ref().ok_or_else(|| Trouble::new("the hosts of this world are not apart"))
+    }
+
+    /// The way of a world whose hosts are [`Plan::over`] a distance.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn wan(&self) -> Checked<&Wan> {
+        self.wan.as_ref().ok_or_else(|| Trouble::new("there is no distance in this world"))
     }
 
     /// Both daemons that run.

@@ -30,7 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "escp-proto",
         ],
     ),
-    ("escp-testkit", &[]),
+    ("escp-testkit", &["escp-sys"]),
     ("xtask", &["escp-testkit"]),
     // Tests and benches may look at everything.
     ("escp-tests", &["*"]),
