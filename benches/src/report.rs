@@ -287,6 +287,7 @@ mod tests {
     fn a_failed_contender_stays_in_the_table() {
         let trip = Trip { medium: Medium::Tmpfs, name: "x".to_owned(), tree: false };
         let workload = Workload {
+            rate: None,
             name: "B1".to_owned(),
             title: "a title".to_owned(),
             unit: Unit::Gib(4.0),

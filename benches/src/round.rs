@@ -37,6 +37,7 @@ pub(crate) fn run(
         |contender: &Contender| Series { contender: contender.clone(), runs: Vec::new(), failure: None };
     let mut all: Vec<Series> = workload.contenders.iter().map(new).collect();
     let rounds = workload.rounds;
+    let _slowed = workload.rate.map(|rate| ground.world.near_network.slowed_to(rate)).transpose()?;
     for round in 0..rounds {
         say(&format!("{}: round {} of {rounds}", workload.name, round + 1));
         // Each round begins with another one: who follows whom must not decide.

@@ -33,6 +33,8 @@ pub(crate) struct Workload {
     pub(crate) unit: Unit,
     pub(crate) trip: Trip,
     pub(crate) contenders: Vec<Contender>,
+    /// What the network takes, in the words of tc(8); `None`: all that the machine can.
+    pub(crate) rate: Option<&'static str>,
     /// How many: what is over quickly is repeated more than was asked for, and what takes minutes less.
     pub(crate) rounds: u32,
     /// The distance between the hosts, if there is one.
@@ -42,13 +44,14 @@ pub(crate) struct Workload {
 type Prepare = fn(&str, &Ground, &MeasureArgs) -> Checked<Workload>;
 
 /// All workloads by name, in the order in which they run.
-const ALL: [(&str, Prepare); 16] = [
+const ALL: [(&str, Prepare); 17] = [
     ("B1", |name, ground, args| big(name, ground, args, Medium::Tmpfs)),
     ("B2", |name, ground, args| big(name, ground, args, Medium::Disk)),
     ("B3", |name, ground, args| small(name, ground, args, Medium::Tmpfs)),
     ("B3-disk", |name, ground, args| small(name, ground, args, Medium::Disk)),
     ("B4", mixed),
-    ("B5", text),
+    ("B5", |name, ground, args| text(name, ground, args, None)),
+    ("B5-gigabit", |name, ground, args| text(name, ground, args, Some("1gbit"))),
     ("B6", sparse),
     ("B7", start),
     ("B7-files", few),
@@ -138,6 +141,7 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
         contenders,
         rounds: args.runs,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -162,6 +166,7 @@ fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Che
         contenders,
         rounds: args.runs,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -182,13 +187,14 @@ fn mixed(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         contenders,
         rounds: args.runs,
         round_trip: None,
+        rate: None,
     })
 }
 
-fn text(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
+fn text(name: &str, ground: &Ground, args: &MeasureArgs, rate: Option<&'static str>) -> Checked<Workload> {
     let trip = Trip { medium: Medium::Tmpfs, name: "text".to_owned(), tree: false };
     let source = ground.source(&trip);
-    write_text(&source, args.size)?;
+    tree::words(&source, args.size)?;
     ground.own(&source)?;
     let mut contenders = vec![
         Contender::escp("escp -C", args, &["-C"]),
@@ -198,14 +204,17 @@ fn text(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         "rsync zstd gcm",
         &format!("rsync -t --zc=zstd -z -e 'ssh -F {{config}} -c {GCM}' {{source}} {{target}} && {{sync}}"),
     ));
-    let title = "one file of text, with -C, tmpfs".to_owned();
+    let path = rate.map_or_else(String::new, |rate| format!(", over {rate}/s"));
+    let title = format!("one file of text, with -C, tmpfs{path}");
+    let rounds = args.runs;
     Ok(Workload {
         name: name.to_owned(),
         title,
         unit: gib(args.size),
         trip,
         contenders,
-        rounds: args.runs,
+        rounds,
+        rate,
         round_trip: None,
     })
 }
@@ -237,6 +246,7 @@ fn sparse(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> 
         contenders,
         rounds: args.runs,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -257,6 +267,7 @@ fn start(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         contenders,
         rounds: args.runs * 3,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -276,6 +287,7 @@ fn few(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         contenders,
         rounds: args.runs * 3,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -297,6 +309,7 @@ fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked
         contenders,
         rounds,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -317,6 +330,7 @@ fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
         contenders,
         rounds: args.runs,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -339,6 +353,7 @@ fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> 
         contenders,
         rounds: args.runs,
         round_trip: None,
+        rate: None,
     })
 }
 
@@ -383,34 +398,4 @@ pub(crate) fn files(root: &Path, count: u32, least: u64, most: u64) -> Checked<u
         total += size;
     }
     Ok(total)
-}
-
-/// Writes text of made-up words; it compresses about as well as a log or a table does.
-fn write_text(path: &Path, size: u64) -> Checked {
-    /// It comes again only after this, which no window of zstd's usual levels spans.
-    const PERIOD: usize = 64 << 20;
-    let mut noise = Noise::new(5);
-    let mut words: Vec<Vec<u8>> = Vec::new();
-    for _ in 0..4096 {
-        let length = 2 + noise.number() % 9;
-        #[expect(clippy::cast_possible_truncation, reason = "below 26")]
-        let letters = (0..length).map(|_| b'a' + (noise.number() >> 32) as u8 % 26).collect();
-        words.push(letters);
-    }
-    let mut text = Vec::with_capacity(PERIOD + 16);
-    while text.len() < PERIOD {
-        // Low numbers are likelier, as frequent words are.
-        let (a, b) = (noise.number() >> 32, noise.number() >> 32);
-        let word = &words[usize::try_from((a % 64) * (b % 64))? % words.len()];
-        text.extend_from_slice(word);
-        text.push(if a % 16 == 0 { b'\n' } else { b' ' });
-    }
-    let mut file = std::fs::File::create(path)?;
-    let mut left = size;
-    while left > 0 {
-        let length = left.min(text.len() as u64);
-        file.write_all(&text[..usize::try_from(length)?])?;
-        left -= length;
-    }
-    Ok(())
 }

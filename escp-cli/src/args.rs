@@ -115,7 +115,7 @@ pub(crate) struct SpeedArgs {
     /// Number of data connections (4 unless configured otherwise)
     #[arg(short = 't', long, value_name = "NUMBER")]
     pub(crate) parallel: Option<u16>,
-    /// Compress where it pays (zstd)
+    /// Compress (zstd) where it pays: as much as keeps the network busy
     #[arg(short = 'C')]
     pub(crate) compress: bool,
     /// Use at most RATE in all: Kbit/s, or with a unit, bits/s: 800M, 10G

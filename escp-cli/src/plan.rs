@@ -13,8 +13,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-/// zstd level of `-C` where the configuration names none: the one its authors chose as default.
-const DEFAULT_LEVEL: i32 = 3;
+/// Highest zstd level of `-C` where the configuration names none: those above need several times the memory and
+/// the time for a few per cent.
+const DEFAULT_LEVEL: i32 = 9;
 /// How many ports after `--escp_port` are tried where `--escp_portrange` does not say.
 const DEFAULT_PORT_COUNT: u16 = 10;
 /// Patience with logging in, passwords and second factors included, until the other side's escp speaks.

@@ -71,7 +71,7 @@ fn bytes(registry: &Registry, ledger: &Ledger) -> Result<(), Error> {
     )?;
     family(
         "escp_bytes_compressed_total",
-        "Bytes of file data as they travelled, after compression where it paid.",
+        "Bytes of file data as they travelled, without headers; compressed records count whole.",
         Counter::BytesCompressedIn,
         Counter::BytesCompressedOut,
     )

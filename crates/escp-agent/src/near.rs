@@ -54,7 +54,7 @@ pub struct NearJob {
     pub streams: u16,
     /// Blocks in flight per stream, 2 to 64.
     pub depth: u16,
-    /// zstd level of the sender, if it is to compress.
+    /// Highest zstd level of the sender, if it is to compress.
     pub compress: Option<i32>,
     /// Total bits per second of the sender.
     pub rate_limit: Option<u64>,

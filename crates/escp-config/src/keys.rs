@@ -172,10 +172,12 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "compress",
-        values: "zstd level 1 to 19, or `off`",
+        values: "highest zstd level, 1 to 19, or `off`",
         reader: Reader::Cli,
         applies: Applies::NextRun,
-        meaning: "Compress file data where it pays; -C on the command line. Slower than a fast network.",
+        meaning: "Compress file data where it pays; -C on the command line. The level follows what the network \
+                  waits for, up to this one; over a network that is faster than compressing, data travels as it \
+                  is.",
         set: |c, v| assign(&mut c.compress, off(v, |v| number(v, 1..=19))),
         get: |c| off_or(c.compress, |level| level.to_string()),
     },

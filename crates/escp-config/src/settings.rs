@@ -34,7 +34,7 @@ pub struct Config {
     pub block_size: u32,
     /// Key `engine`.
     pub engine: Engine,
-    /// Key `compress`: a zstd level, 1 to 19; `None` for `off`.
+    /// Key `compress`: the highest zstd level, 1 to 19; `None` for `off`.
     pub compress: Option<i32>,
     /// Key `durable`.
     pub durable: bool,

@@ -131,7 +131,7 @@ pub struct Counters {
     pub bytes_network: u64,
     /// Bytes read from or written to files.
     pub bytes_disk: u64,
-    /// Bytes of file data as they travelled, after compression.
+    /// Bytes of file data as they travelled, without headers; compressed records count whole.
     pub bytes_compressed: u64,
     /// Files that fell back from O_DIRECT to buffered I/O.
     pub direct_fallbacks: u64,

@@ -146,7 +146,7 @@ pub struct JobOptions {
     pub block_size: u32,
     /// Blocks in flight per stream, 2 to 64.
     pub depth: u16,
-    /// Compress file blocks at this zstd level, where it pays.
+    /// Compress file blocks where it pays, at this zstd level or a lower one.
     pub compress: Option<i32>,
     /// Compute and compare CRC-64/NVME of every block and file.
     pub checksum: bool,

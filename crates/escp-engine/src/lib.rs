@@ -3,6 +3,7 @@
 //! [`spawn`] starts an engine in this process and returns the agent's end of it. See
 //! `docs/ARCHITECTURE.md`, "the way of a byte", for how a block travels through this crate.
 
+mod adapt;
 mod check;
 mod clock;
 mod control_stream;

@@ -32,9 +32,10 @@ counters! {
     BytesDiskRead => "bytes_disk_read",
     /// Bytes written to files, without padding.
     BytesDiskWritten => "bytes_disk_written",
-    /// Bytes of file data received, as they travelled.
+    /// Bytes of file data received, as they travelled: without headers, but for a compressed record of small
+    /// files, which counts whole.
     BytesCompressedIn => "bytes_compressed_in",
-    /// Bytes of file data sent, as they travelled.
+    /// Bytes of file data sent, likewise.
     BytesCompressedOut => "bytes_compressed_out",
     /// Files read and sent whole.
     FilesSent => "files_sent",

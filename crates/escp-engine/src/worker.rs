@@ -1,5 +1,6 @@
 //! Data threads: each with its own runtime and buffer pool, each with some of the session's lanes.
 
+use crate::adapt::Adapt;
 use crate::disk::Disk;
 use crate::net::Socket;
 use crate::pipeline::{Lane, LaneError, SLOTS_BESIDE_DEPTH, receive_lane, send_lane};
@@ -8,7 +9,9 @@ use crate::uring;
 use escp_buf::Pool;
 use escp_crypto::{Opener, Sealer};
 use escp_engine_api::{EngineKind, Fault, JobOptions};
+use std::cell::RefCell;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use tokio::sync::mpsc;
@@ -134,11 +137,12 @@ impl Thread {
     /// Runs lanes until the session lets go of this thread and the last one is over.
     async fn serve(self, mut lanes: mpsc::UnboundedReceiver<NewLane>, pool: Pool, ring: bool) {
         let mut running = JoinSet::new();
+        let adapt = self.shared.options.compress.map(|highest| Rc::new(RefCell::new(Adapt::new(highest))));
         loop {
             tokio::select! {
                 Some(lane) = lanes.recv() => {
                     let (shared, pool) = (Arc::clone(&self.shared), pool.clone());
-                    running.spawn_local(run_lane(lane, shared, pool, ring));
+                    running.spawn_local(run_lane(lane, shared, pool, adapt.clone(), ring));
                 }
                 Some(ended) = running.join_next() => {
                     let result = ended.unwrap_or_else(|panic| {
@@ -166,7 +170,13 @@ fn ring_or_not() -> Option<uring::Runtime> {
         .ok()
 }
 
-async fn run_lane(lane: NewLane, shared: Arc<Shared>, pool: Pool, ring: bool) -> Result<(), LaneError> {
+async fn run_lane(
+    lane: NewLane,
+    shared: Arc<Shared>,
+    pool: Pool,
+    adapt: Option<Rc<RefCell<Adapt>>>,
+    ring: bool,
+) -> Result<(), LaneError> {
     let NewLane { socket, state, key } = lane;
     let socket =
         Socket::new(socket, ring).map_err(|error| LaneError::network("taking over a lane", &error))?;
@@ -174,7 +184,7 @@ async fn run_lane(lane: NewLane, shared: Arc<Shared>, pool: Pool, ring: bool) ->
         Disk::Uring if !ring => Disk::Posix,
         disk => disk,
     };
-    let lane = Lane { disk, shared, state, socket, pool };
+    let lane = Lane { disk, shared, state, socket, pool, adapt };
     match key {
         LaneKey::Seal(sealer) => send_lane(lane, sealer).await,
         LaneKey::Open(opener) => receive_lane(lane, opener).await,

@@ -70,6 +70,14 @@ impl BlockHeader {
         Ok(header)
     }
 
+    /// How many of a record's `data_len` bytes of data are file data as it travels. The headers of packed files
+    /// are not, except in a compressed record, where nothing can be told apart.
+    #[must_use]
+    pub fn file_bytes(&self, data_len: usize) -> u64 {
+        let headers = if self.flags == PACKED { self.file.saturating_mul(HEADER_LEN as u64) } else { 0 };
+        (data_len as u64).saturating_sub(headers)
+    }
+
     fn fields(bytes: &[u8]) -> Result<Self, ProtocolError> {
         let short = ProtocolError::Length { what: "block header", got: bytes.len(), need: HEADER_LEN };
         let bytes: &[u8; HEADER_LEN] =

@@ -94,7 +94,7 @@ pub struct Job {
     pub block_size: u32,
     /// Blocks in flight per stream.
     pub depth: u16,
-    /// zstd level, if the sender is to compress.
+    /// Highest zstd level, if the sender is to compress.
     pub compress: Option<i32>,
     /// Compute check values.
     pub checksum: bool,

@@ -85,4 +85,35 @@ impl Network {
             }
         })
     }
+
+    /// Has the loopback interface take only `rate` (in the words of tc(8): `1gbit`), both directions together,
+    /// until the value is dropped.
+    ///
+    /// # Errors
+    /// When the kernel lacks the token bucket filter, or refuses.
+    pub fn slowed_to(&self, rate: &str) -> Checked<Slowed<'_>> {
+        // A burst of a few segments as large as the interface takes, and a queue of 20 ms as switches have.
+        let words = ["add", "dev", "lo", "root", "tbf", "rate", rate, "burst", "256kb", "latency", "20ms"];
+        self.qdisc(&words)?;
+        Ok(Slowed(self))
+    }
+
+    fn qdisc(&self, words: &[&str]) -> Checked {
+        let output = self.inside(|| Command::new("tc").arg("qdisc").args(words).output())??;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Trouble::new(format!("tc qdisc: {}", String::from_utf8_lossy(&output.stderr).trim())))
+    }
+}
+
+/// A network that is slow; see [`Network::slowed_to`].
+#[derive(Debug)]
+pub struct Slowed<'a>(&'a Network);
+
+impl Drop for Slowed<'_> {
+    fn drop(&mut self) {
+        // A namespace of a test's own takes its filter along; only that of this machine would stay slow.
+        let _ = self.0.qdisc(&["del", "dev", "lo", "root"]);
+    }
 }

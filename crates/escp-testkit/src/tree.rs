@@ -78,6 +78,40 @@ pub fn text_file(path: &Path, size: u64) -> Checked {
     Ok(())
 }
 
+/// Writes `size` bytes of made-up words, which compress about as well as a log or a table does.
+///
+/// # Errors
+/// The file system's.
+pub fn words(path: &Path, size: u64) -> Checked {
+    /// The text comes again only after this, which no window of zstd's usual levels spans.
+    const PERIOD: usize = 64 << 20;
+    let mut noise = Noise::new(5);
+    let mut words: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..4096 {
+        let length = 2 + noise.number() % 9;
+        #[expect(clippy::cast_possible_truncation, reason = "below 26")]
+        let letters = (0..length).map(|_| b'a' + (noise.number() >> 32) as u8 % 26).collect();
+        words.push(letters);
+    }
+    let wanted = usize::try_from(size).unwrap_or(usize::MAX).min(PERIOD);
+    let mut text = Vec::with_capacity(wanted + 16);
+    while text.len() < wanted {
+        // Low numbers are likelier, as frequent words are.
+        let (a, b) = (noise.number() >> 32, noise.number() >> 32);
+        let word = &words[usize::try_from((a % 64) * (b % 64))? % words.len()];
+        text.extend_from_slice(word);
+        text.push(if a % 16 == 0 { b'\n' } else { b' ' });
+    }
+    let mut file = File::create(path)?;
+    let mut left = size;
+    while left > 0 {
+        let length = left.min(text.len() as u64);
+        file.write_all(&text[..usize::try_from(length)?])?;
+        left -= length;
+    }
+    Ok(())
+}
+
 /// Makes a file of `size` bytes that is a hole but for a few data islands of 64 KiB, one at each end.
 ///
 /// # Errors

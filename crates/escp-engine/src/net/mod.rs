@@ -45,6 +45,17 @@ impl Socket {
         })
     }
 
+    /// For how long, in all, data was on its way or waiting here.
+    ///
+    /// # Errors
+    /// See [`escp_sys::socket::sending_time`].
+    pub(crate) fn sending_time(&self) -> io::Result<std::time::Duration> {
+        match self {
+            Self::Uring(socket) => escp_sys::socket::sending_time(socket.as_ref()),
+            Self::Posix(socket) => escp_sys::socket::sending_time(socket.as_ref()),
+        }
+    }
+
     /// Receives exactly `range`, or as much as comes before the peer closes.
     pub(crate) async fn receive(&self, mut buf: Buf, range: Range<usize>) -> (io::Result<Received>, Buf) {
         let mut at = range.start;

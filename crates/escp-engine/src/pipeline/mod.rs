@@ -5,6 +5,7 @@
 //! receive:  receive → open  → (expand)   → check → write
 //! ```
 
+mod compress;
 mod receive;
 mod send;
 mod write;
@@ -12,6 +13,7 @@ mod write;
 pub(crate) use receive::receive_lane;
 pub(crate) use send::send_lane;
 
+use crate::adapt::Adapt;
 use crate::disk::Disk;
 use crate::net::Socket;
 use crate::shared::{LaneState, Shared};
@@ -21,7 +23,9 @@ use escp_engine_api::Fault;
 use escp_proto::ProtocolError;
 use escp_proto::block::HEADER_LEN;
 use escp_proto::record::IV_LEN;
+use std::cell::RefCell;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Where a record's IV starts in a slot: its payload (block header, data) follows, with the data at [`BODY`].
@@ -43,6 +47,8 @@ pub(crate) struct Lane {
     pub(crate) socket: Socket,
     pub(crate) disk: Disk,
     pub(crate) pool: Pool,
+    /// Sender, where compression is wanted: which level, for all lanes of this thread.
+    pub(crate) adapt: Option<Rc<RefCell<Adapt>>>,
 }
 
 /// Why a lane ended before its agreed end.

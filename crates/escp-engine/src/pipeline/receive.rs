@@ -120,7 +120,7 @@ impl Receiving {
         let data_len = payload_len.saturating_sub(HEADER_LEN);
         let block_size = self.lane.shared.options.block_size;
         let header = BlockHeader::decode(&buf.bytes()[PAYLOAD..PAYLOAD + payload_len], data_len, block_size)?;
-        self.lane.shared.meter.add(Counter::BytesCompressedIn, data_len as u64);
+        self.lane.shared.meter.add(Counter::BytesCompressedIn, header.file_bytes(data_len));
         if header.flags & HOLE != 0 {
             self.hole(&header)?;
             self.writes.push(&self.lane, Pending::Through);

@@ -1,5 +1,6 @@
 //! The sending side of a data lane.
 
+use super::compress::Compression;
 use super::{BODY, Lane, LaneError, PAYLOAD, RECORD, padded, refuses_direct};
 use crate::check;
 use crate::disk::DiskOp;
@@ -16,7 +17,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An idle lane says so this often, so that the peer knows it from a dead one.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -52,17 +53,18 @@ struct Sending {
     lane: Lane,
     sealer: Sealer,
     window: VecDeque<Staged>,
-    compressor: Option<zstd::bulk::Compressor<'static>>,
+    compression: Option<Compression>,
 }
 
 /// Sends what the plan has until it is over, then closes the lane.
 pub(crate) async fn send_lane(lane: Lane, sealer: Sealer) -> Result<(), LaneError> {
-    let level = lane.shared.options.compress;
-    let compressor = level
-        .map(zstd::bulk::Compressor::new)
+    let compression = lane
+        .adapt
+        .clone()
+        .map(Compression::new)
         .transpose()
         .map_err(|e| LaneError { fault: escp_engine_api::Fault::Local, text: format!("zstd: {e}") })?;
-    let mut sending = Sending { lane, sealer, window: VecDeque::new(), compressor };
+    let mut sending = Sending { lane, sealer, window: VecDeque::new(), compression };
     sending.run().await?;
     sending.close().await
 }
@@ -141,10 +143,15 @@ impl Sending {
             return Err(LaneError::closed());
         }
         self.lane.state.enter(Stage::Idle, shared.now());
+        let since = Instant::now();
         tokio::select! {
-            () = changed => Ok(()),
-            () = tokio::time::sleep(KEEPALIVE) => self.transmit_message(EngineMessage::Keepalive).await,
+            () = changed => {}
+            () = tokio::time::sleep(KEEPALIVE) => self.transmit_message(EngineMessage::Keepalive).await?,
         }
+        if let Some(compression) = &mut self.compression {
+            compression.idled(since.elapsed());
+        }
+        Ok(())
     }
 
     /// Finishes the read, and checks and compresses what it brought. `None` when there is nothing to send:
@@ -246,32 +253,30 @@ impl Sending {
         Some(self.compress(Record { buf, header, data_len, moves: Moves::Many(packed) }))
     }
 
-    /// Compresses a record's data if that saves at least a sixteenth.
+    /// Compresses a record's data where that pays.
     fn compress(&mut self, record: Record) -> Record {
-        let Some(compressor) = self.compressor.as_mut() else { return record };
+        let Some(compression) = self.compression.as_mut() else { return record };
         let Some(mut packed) = self.lane.pool.take() else { return record };
         let plain = &record.buf.bytes()[BODY..BODY + record.data_len];
-        let limit = plain.len() - plain.len() / 16;
-        if limit >= plain.len() {
-            return record;
-        }
-        match compressor.compress_to_buffer(plain, &mut packed.bytes_mut()[BODY..BODY + limit]) {
-            Ok(data_len) => {
+        match compression.compress(plain, &mut packed.bytes_mut()[BODY..]) {
+            Some(data_len) => {
                 let header = BlockHeader { flags: record.header.flags | ZSTD, ..record.header };
                 Record { buf: packed, header, data_len, moves: record.moves }
             }
-            // It does not fit: compression does not pay.
-            Err(_) => record,
+            None => record,
         }
     }
 
     async fn transmit_block(&mut self, record: Record) -> Result<(), LaneError> {
         let Record { mut buf, header, data_len, moves } = record;
-        self.wait_for_the_rate(data_len).await?;
+        let waited = self.wait_for_the_rate(data_len).await?;
         buf.bytes_mut()[PAYLOAD..BODY].copy_from_slice(&header.encode());
         self.transmit(buf, Kind::File, PAYLOAD..BODY + data_len).await?;
+        if let Some(compression) = &mut self.compression {
+            compression.sent(header.plain_len as usize, data_len, waited, &self.lane.socket);
+        }
         let shared = &self.lane.shared;
-        shared.meter.add(Counter::BytesCompressedOut, data_len as u64);
+        shared.meter.add(Counter::BytesCompressedOut, header.file_bytes(data_len));
         match moves {
             Moves::One(file, length) => {
                 if file.end(length) {
@@ -290,10 +295,11 @@ impl Sending {
         Ok(())
     }
 
-    /// Waits until the session's rate admits a record; at low rates that may take long.
-    async fn wait_for_the_rate(&mut self, data_len: usize) -> Result<(), LaneError> {
+    /// Waits until the session's rate admits a record; at low rates that may take long. Returns how long.
+    async fn wait_for_the_rate(&mut self, data_len: usize) -> Result<Duration, LaneError> {
         let wire_len = IV_LEN + HEADER_LEN + data_len + TAG_LEN;
-        let mut delay = self.lane.shared.rate.admit(wire_len as u64, std::time::Instant::now());
+        let whole = self.lane.shared.rate.admit(wire_len as u64, Instant::now());
+        let mut delay = whole;
         while delay > KEEPALIVE {
             tokio::time::sleep(KEEPALIVE).await;
             delay -= KEEPALIVE;
@@ -302,7 +308,7 @@ impl Sending {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        Ok(())
+        Ok(whole)
     }
 
     async fn transmit_message(&mut self, message: EngineMessage) -> Result<(), LaneError> {
