@@ -1,5 +1,6 @@
 //! A running escpd of a test's own.
 
+use crate::clock::Stopwatch;
 use crate::network::Network;
 use crate::run::{Run, Running};
 use crate::users::User;
@@ -7,7 +8,7 @@ use crate::{Checked, Trouble, processes};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How to run a daemon.
 #[derive(Debug, Clone)]
@@ -63,9 +64,9 @@ impl Daemon {
             run = run.under(wrapper, &arguments).as_user(user);
         }
         let mut running = run.start()?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let start = Stopwatch::start();
         loop {
-            if !running.is_running()? || Instant::now() > deadline {
+            if !running.is_running()? || start.elapsed() > Duration::from_secs(20) {
                 return Err(Trouble::new(format!("escpd did not come up:\n{}", running.stderr()?)));
             }
             // Not by connecting to the socket: that would count as a session.

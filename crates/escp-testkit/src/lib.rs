@@ -7,6 +7,7 @@
 //!
 //! Most of it needs root. Tests begin with [`need_root!`] and say so visibly where they cannot run.
 
+pub mod clock;
 pub mod compare;
 pub mod daemon;
 pub mod lock;
@@ -18,6 +19,7 @@ pub mod proxy;
 pub mod run;
 pub mod scratch;
 pub mod sshd;
+pub mod terminal;
 pub mod tree;
 mod trouble;
 pub mod users;

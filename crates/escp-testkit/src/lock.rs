@@ -3,7 +3,7 @@
 use crate::Checked;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Directory for what test processes share.
 const DIRECTORY: &str = "/tmp/escp-test-shared";
@@ -33,7 +33,14 @@ pub fn shared_directory() -> Checked<PathBuf> {
 /// # Errors
 /// When the lock file cannot be opened.
 pub fn hold(name: &str) -> Checked<Lock> {
-    let path = shared_directory()?.join(format!("{name}.lock"));
+    hold_at(&shared_directory()?.join(format!("{name}.lock")))
+}
+
+/// Waits for the lock at `path`.
+///
+/// # Errors
+/// When the lock file cannot be opened.
+pub fn hold_at(path: &Path) -> Checked<Lock> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o644).open(path)?;
     file.lock()?;
     Ok(Lock { _file: file })

@@ -20,8 +20,9 @@ const OLD: Duration = Duration::from_secs(3600);
 /// # Errors
 /// When they cannot be built or copied.
 pub fn installed() -> Checked<PathBuf> {
-    let _one_at_a_time = lock::hold("programs")?;
     let built = build_directory()?;
+    // A lock of this tree's: another's build may take minutes.
+    let _one_at_a_time = lock::hold_at(&built.join(".escp-tests.lock"))?;
     build(&built)?;
     install(&built, &lock::shared_directory()?.join("programs"))
 }
@@ -31,8 +32,8 @@ pub fn installed() -> Checked<PathBuf> {
 /// # Errors
 /// When they cannot be built or copied.
 pub fn installed_release() -> Checked<PathBuf> {
-    let _one_at_a_time = lock::hold("programs")?;
     let directory = build_directory()?;
+    let _one_at_a_time = lock::hold_at(&directory.join(".escp-tests.lock"))?;
     let built = directory.parent().unwrap_or(&directory).join("release");
     compile(true)?;
     install(&built, &lock::shared_directory()?.join("programs"))
@@ -40,6 +41,7 @@ pub fn installed_release() -> Checked<PathBuf> {
 
 /// Copies the programs of a build directory below `store`, to a place named after what they are.
 fn install(built: &Path, store: &Path) -> Checked<PathBuf> {
+    let _one_at_a_time = lock::hold("programs")?;
     let mut print = String::new();
     for (_, program) in PROGRAMS {
         let meta = std::fs::metadata(built.join(program))?;
@@ -47,6 +49,8 @@ fn install(built: &Path, store: &Path) -> Checked<PathBuf> {
     }
     let target = store.join(print.trim_end_matches('.'));
     if target.is_dir() {
+        // Still in use, so not old.
+        std::fs::File::open(&target)?.set_modified(std::time::SystemTime::now())?;
         return Ok(target);
     }
     std::fs::create_dir_all(store)?;
@@ -83,7 +87,7 @@ fn build_directory() -> Checked<PathBuf> {
 
 fn build(built: &Path) -> Checked {
     let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| format!("process {}", std::process::id()));
-    let stamp = lock::shared_directory()?.join("built-for");
+    let stamp = built.join(".escp-tests-built-for");
     let present = PROGRAMS.iter().all(|(_, program)| built.join(program).is_file());
     if present && std::fs::read_to_string(&stamp).is_ok_and(|last| last == run) {
         return Ok(());

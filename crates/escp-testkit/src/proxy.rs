@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ const FIRST_PACKET: usize = 64;
 const ANSWER: usize = 32;
 const IV: usize = 8;
 const TAG: usize = 16;
+/// How often a held connection lets a record go, so that nobody takes it for dead.
+pub const TRICKLE: Duration = Duration::from_secs(2);
 
 /// A first packet, an answer or a record on its way.
 #[derive(Debug)]
@@ -71,6 +73,8 @@ struct Shared {
     /// What was sent towards the far host, per data connection, while recording.
     recorded: Mutex<Vec<Vec<u8>>>,
     recording: AtomicBool,
+    held: Mutex<bool>,
+    released: Condvar,
     over: AtomicBool,
 }
 
@@ -101,6 +105,8 @@ impl Proxy {
             connections: AtomicUsize::new(0),
             recorded: Mutex::new(Vec::new()),
             recording: AtomicBool::new(false),
+            held: Mutex::new(false),
+            released: Condvar::new(),
             over: AtomicBool::new(false),
         });
         let (dial, requests) = channel();
@@ -134,6 +140,18 @@ impl Proxy {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// From now on each file record but the first of its connection waits for [`Proxy::release`], or for
+    /// [`TRICKLE`]: data has begun to move, and the transfer cannot end however fast or slow the machine is.
+    pub fn hold(&self) {
+        *lock(&self.shared.held) = true;
+    }
+
+    /// Lets go on what [`Proxy::hold`] holds.
+    pub fn release(&self) {
+        *lock(&self.shared.held) = false;
+        self.shared.released.notify_all();
     }
 
     /// Opens a connection to a port of the far host, past every rule.
@@ -190,6 +208,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
+        self.release();
         for (_, _, listener) in lock(&self.open).drain(..) {
             // Wakes the thread that accepts.
             let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
@@ -223,6 +242,7 @@ impl Filtered {
                 bind(&listener, &address)?;
                 listen(&listener, 0)?;
                 // A backlog of 0 holds one; the next one is never answered.
+                fillers.push(TcpStream::connect_timeout(&address, Duration::from_secs(20))?);
                 while let Ok(filler) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
                     fillers.push(filler);
                 }
@@ -291,6 +311,7 @@ impl Way {
         for index in 0.. {
             let Some(unit) = self.read(&mut from, index) else { break };
             self.keep(&unit);
+            self.wait(index, &unit);
             let Some(out) = self.decide(index, unit, &mut held, &from, &to) else { return };
             if to.write_all(&out).is_err() {
                 let _ = from.shutdown(Shutdown::Both);
@@ -298,6 +319,15 @@ impl Way {
             }
         }
         let _ = to.shutdown(Shutdown::Write);
+    }
+
+    /// Waits while file records are held.
+    fn wait(&self, index: usize, unit: &[u8]) {
+        if index > 1 && unit.first().is_some_and(|byte| byte >> 6 == 1) {
+            let held = lock(&self.shared.held);
+            let wait = self.shared.released.wait_timeout_while(held, TRICKLE, |held| *held);
+            drop(wait.unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// Bytes to pass on now; `None` when the connection is over.

@@ -1,5 +1,6 @@
 //! Running a program as a user, with a deadline, and looking at what it did.
 
+use crate::clock::Stopwatch;
 use crate::network::Network;
 use crate::users::User;
 use crate::{Checked, Trouble};
@@ -7,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -32,9 +34,9 @@ pub struct Outcome {
     pub stdout: String,
     /// What it wrote to standard error.
     pub stderr: String,
-    /// How long it took.
+    /// How long it took, without the time for which the machine stood still.
     pub took: Duration,
-    shown: String,
+    pub(crate) shown: String,
 }
 
 /// A program that runs. Killed when dropped.
@@ -43,7 +45,7 @@ pub struct Running {
     child: Child,
     stdout: File,
     stderr: File,
-    start: Instant,
+    start: Stopwatch,
     patience: Duration,
     shown: String,
 }
@@ -142,12 +144,21 @@ impl<'a> Run<'a> {
     /// When it cannot be started.
     pub fn start(mut self) -> Checked<Running> {
         // Files, not pipes: nobody has to drain them, and a grandchild that keeps one open hangs nobody.
-        let stdout = tempfile::tempfile()?;
-        let stderr = tempfile::tempfile()?;
+        let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
         self.command.stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+        self.launch(stdout, stderr)
+    }
+
+    /// Starts it with `terminal` for its standard streams.
+    pub(crate) fn start_on(mut self, terminal: OwnedFd) -> Checked<Running> {
+        self.command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
+        self.launch(tempfile::tempfile()?, tempfile::tempfile()?)
+    }
+
+    fn launch(self, stdout: File, stderr: File) -> Checked<Running> {
         let shown = shown(&self.command);
         let mut command = self.command;
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let spawned = match self.network {
             Some(network) => network.inside(|| command.spawn())?,
             None => command.spawn(),
@@ -212,6 +223,11 @@ impl Running {
         Ok(self.child.try_wait()?.is_none())
     }
 
+    /// Whether it has run longer than it may.
+    pub(crate) fn is_late(&self) -> bool {
+        self.start.elapsed() > self.patience
+    }
+
     /// What it has written to standard error so far.
     ///
     /// # Errors
@@ -237,7 +253,7 @@ impl Running {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
-            if self.start.elapsed() > self.patience {
+            if self.is_late() {
                 let (out, err) = (self.stdout()?, self.stderr()?);
                 return Err(Trouble::new(format!(
                     "{} still runs after {:?}\n--- stdout\n{out}\n--- stderr\n{err}",
@@ -323,9 +339,9 @@ pub fn send_signal(pid: u32, signal: Signal) -> Checked {
 /// When it does not within `patience`, with `what` was waited for.
 #[track_caller]
 pub fn wait_until(what: &str, patience: Duration, mut ready: impl FnMut() -> bool) -> Checked {
-    let deadline = Instant::now() + patience;
+    let start = Stopwatch::start();
     while !ready() {
-        if Instant::now() > deadline {
+        if start.elapsed() > patience {
             return Err(Trouble::new(format!("waited {patience:?} in vain: {what}")));
         }
         std::thread::sleep(Duration::from_millis(10));

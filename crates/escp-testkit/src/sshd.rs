@@ -1,5 +1,6 @@
 //! A real sshd of a test's own, with throwaway keys.
 
+use crate::clock::Stopwatch;
 use crate::network::Network;
 use crate::run::{self, Run, Running};
 use crate::users::User;
@@ -20,7 +21,17 @@ pub struct SshdOptions {
     pub lines: Vec<String>,
     /// Where the client reaches it: 127.0.0.1 unless the hosts are apart.
     pub address: Option<Ipv4Addr>,
+    /// Asks for [`PASSWORD`] twice instead of for a key: as a password, then through PAM by keyboard-interactive.
+    pub passwords: bool,
 }
+
+/// The far user's password where [`SshdOptions::passwords`] is set.
+pub const PASSWORD: &str = "correct horse";
+/// `openssl passwd -6 -salt escptest 'correct horse'`
+const PASSWORD_HASH: &str =
+    "$6$escptest$Dl7906kuE.T7KXBOsopeJWHJOOHDpN6l4Gdu5OOLbL/IDRUQSfIpj7C/XG1cPFL9CAXaraFiNa07UNL4M0lEW.";
+/// Runs a program that sees other files at places of the system: `$1` at `$2`, `$3` at `$4`.
+const ELSEWHERE: &str = "mount --bind $1 $2 && mount --bind $3 $4 && shift 4 && exec \"$@\"";
 
 /// A running sshd on 127.0.0.1, ::1 and the address that was asked for. Stopped when dropped.
 #[derive(Debug)]
@@ -59,7 +70,18 @@ impl Sshd {
         for _ in 0..5 {
             let port = network.inside(free_port)??;
             let config = server_config(directory, &host_key, port, far, options)?;
-            match launch(&config, network, port) {
+            let arguments = ["-D".as_ref(), "-e".as_ref(), "-f".as_ref(), config.as_os_str()];
+            let sshd = run::program("sshd")?;
+            let run = if options.passwords {
+                let mounts = private_accounts(directory, far)?;
+                Run::new("unshare", None)
+                    .args(["--mount", "sh", "-c", ELSEWHERE, "sh"])
+                    .args(mounts)
+                    .arg(sshd)
+            } else {
+                Run::new(sshd, None)
+            };
+            match launch(run.args(arguments).network(network), network, port) {
                 Ok(running) => {
                     let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST);
                     let client_config =
@@ -89,14 +111,29 @@ pub fn free_port() -> Checked<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-fn launch(config: &Path, network: &Network, port: u16) -> Checked<Running> {
-    let sshd = run::program("sshd")?;
-    let mut running = Run::new(sshd, None).network(network).args(["-D", "-e", "-f"]).arg(config).start()?;
+/// Files for [`ELSEWHERE`]: a password database and rules for PAM that only this sshd sees.
+fn private_accounts(directory: &Path, far: &User) -> Checked<[PathBuf; 4]> {
+    let shadow = std::fs::read_to_string("/etc/shadow")?;
+    let with_password = |line: &str| match line.strip_prefix(&format!("{}:*:", far.name)) {
+        Some(rest) => format!("{}:{PASSWORD_HASH}:{rest}\n", far.name),
+        None => format!("{line}\n"),
+    };
+    let accounts = directory.join("shadow");
+    std::fs::write(&accounts, shadow.lines().map(with_password).collect::<String>())?;
+    std::fs::set_permissions(&accounts, Permissions::from_mode(0o600))?;
+    let rules = directory.join("pam");
+    std::fs::write(
+        &rules,
+        "auth required pam_unix.so\naccount required pam_permit.so\nsession required pam_permit.so\n",
+    )?;
+    Ok([accounts, "/etc/shadow".into(), rules, "/etc/pam.d/sshd".into()])
+}
+
+fn launch(run: Run<'_>, network: &Network, port: u16) -> Checked<Running> {
+    let mut running = run.start()?;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    for _ in 0..200 {
-        if !running.is_running()? {
-            break;
-        }
+    let start = Stopwatch::start();
+    while running.is_running()? && start.elapsed() < Duration::from_secs(20) {
         if network.inside(|| greets(address))? {
             return Ok(running);
         }
@@ -132,6 +169,15 @@ fn server_config(
     let mut text = options.lines.join("\n");
     if let Some(address) = options.address {
         text.push_str(&format!("\nListenAddress {address}"));
+    }
+    if options.passwords {
+        text.push_str(
+            "
+UsePAM yes
+PasswordAuthentication yes
+KbdInteractiveAuthentication yes
+AuthenticationMethods password,keyboard-interactive",
+        );
     }
     text.push_str(&format!(
         "

@@ -112,6 +112,14 @@ impl Plan {
         self
     }
 
+    /// Lets the far user log in with [`crate::sshd::PASSWORD`] and, as a second factor, with the same again; not
+    /// with a key.
+    #[must_use]
+    pub fn passwords(mut self) -> Self {
+        self.sshd.passwords = true;
+        self
+    }
+
     /// Adds a variable to every session on the far side.
     #[must_use]
     pub fn far_variable(mut self, name: &str, value: &str) -> Self {
