@@ -1,9 +1,10 @@
 //! The control channel and everything before the first byte of data.
 
+use escp_testkit::clock::Stopwatch;
 use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, tree};
 use escp_tests::{Way, settle};
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn with_source(world: &World) -> Checked {
     tree::file(&world.near.join("a"), 100_000, 1)?;
@@ -110,7 +111,7 @@ fn answered_with(bytes: &[u8], status: i32) -> Checked<String> {
     std::fs::write(&fake, format!("#!/bin/sh\ncat {}\ncat > /dev/null\n", answer.display()))?;
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755))?;
     std::fs::set_permissions(&answer, std::fs::Permissions::from_mode(0o644))?;
-    let start = Instant::now();
+    let start = Stopwatch::start();
     let outcome = world
         .escp_with(&fake)
         .arg(world.near.join("a"))
@@ -192,7 +193,7 @@ fn filtered_data_ports() -> Checked {
     let proxy = world.proxy()?;
     proxy.close_data_ports();
     let _filtered = escp_testkit::proxy::Filtered::new(&world.near_network, escp_testkit::FAR_PORTS)?;
-    let start = Instant::now();
+    let start = Stopwatch::start();
     let outcome = Way::Up.escp(&world, &[], &["a"], "a").end()?.expect_status(3)?;
     ensure!(start.elapsed() < Duration::from_secs(14), "it took {:?}", start.elapsed());
     for word in ["1232", "far", "ssh", "--tunnel"] {
@@ -225,7 +226,7 @@ fn a_dead_address_beside_a_live_one() -> Checked {
     proxy.open_data_ports_on(&world.near_network, "127.0.0.2", escp_testkit::FAR_PORTS)?;
     let config = std::fs::read_to_string(&world.sshd.client_config)?;
     std::fs::write(&world.sshd.client_config, config.replace("Host far\n", "Host far 127.0.0.2\n"))?;
-    let start = Instant::now();
+    let start = Stopwatch::start();
     world
         .escp()
         .arg(world.near.join("a"))

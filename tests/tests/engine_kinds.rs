@@ -186,15 +186,17 @@ fn data_descriptors_are_direct_while_data_moves() -> Checked {
     let near_and_far =
         [(Host::Embedded, [Part::Cli, Part::FarAgent]), (Host::Daemon, [Part::NearWorker, Part::FarWorker])];
     for (host, parts) in near_and_far {
-        let disks = disks(Plan::new(host, host), Way::Up, 16 * tree::MIB)?;
+        let disks = disks(Plan::new(host, host).apart(), Way::Up, 64 * tree::MIB)?;
         let world = &disks.world;
-        let running = Way::Up.escp(world, &["-l", "32M"], &["disk/big"], "disk/copy").start()?;
+        world.proxy()?.hold();
+        let running = Way::Up.escp(world, &["-t", "1"], &["disk/big"], "disk/copy").start()?;
         parts::wait_until_moving(&world.far.join("disk"))?;
         for part in parts {
             let flags = flags_of_data_files(part.pid(world)?, &world.near.join("disk/big"));
             let direct = !flags.is_empty() && flags.iter().all(|flags| flags & DIRECT != 0);
             ensure!(direct, "{part:?} of {host:?} has its file open with {flags:x?}");
         }
+        world.proxy()?.release();
         running.end()?.expect_status(0)?;
         compare::same_sha256(&world.near.join("disk/big"), &world.far.join("disk/copy"))?;
     }
@@ -297,15 +299,19 @@ fn a_rate_is_kept_in_all_and_not_per_stream() -> Checked {
         let world = World::start(Host::Embedded, Host::Embedded)?;
         tree::file(&way.source(&world).join("f"), 4 * tree::MIB, 1)?;
         settle(&world)?;
-        let took = |flags: &[&str], name: &str| -> Checked<f64> {
-            Ok(way.escp(&world, flags, &["f"], name).succeed()?.took.as_secs_f64())
-        };
-        let free = took(&["-t", "4"], "free")?;
-        // Kbit/s, and bits per second with a unit: 4 MiB in 2.1 s and in 1.05 s.
-        for (rate, due) in [("16000", 2.1), ("32M", 1.05)] {
-            let spent = took(&["-t", "4", "-l", rate], rate)? - free;
-            ensure!(spent > due * 0.6, "4 MiB at {rate} took {spent:.2} s more than at no limit");
-            ensure!(spent < due * 3.0 + 2.0, "4 MiB at {rate} took {spent:.2} s more than at no limit");
+        // Kbit/s, and bits per second with a unit: 4 MiB in 4.2 s and in 2.1 s.
+        for (rate, due) in [("8000", 4.2), ("16M", 2.1)] {
+            let mut least = f64::INFINITY;
+            // However busy the machine is, it can only be slower. The quickest run shows what the limit costs.
+            for _ in 0..3 {
+                let run = way.escp(&world, &["-t", "4", "-l", rate], &["f"], rate).succeed()?;
+                least = least.min(run.took.as_secs_f64());
+                ensure!(least > due * 0.9, "4 MiB at {rate} took {least:.2} s\n{}", run.told());
+                if least < due * 1.5 + 1.0 {
+                    break;
+                }
+            }
+            ensure!(least < due * 2.0 + 2.0, "4 MiB at {rate} took {least:.2} s");
         }
     }
     Ok(())
@@ -329,14 +335,12 @@ fn compression_shrinks_what_travels_and_leaves_noise_alone() -> Checked {
             )?;
             for (seen, (daemon, direction)) in before.iter_mut().zip(world.daemons().zip(directions(way))) {
                 let label = format!("direction=\"{direction}\"");
-                let mut total = 0.0;
+                let read = |name, labels: &[&str]| daemon.metric(&world.near_network, name, labels);
                 // A worker's last counts may come a moment after its agent has left.
-                wait_until("the counters of the session", Duration::from_secs(5), || {
-                    total = daemon
-                        .metric(&world.near_network, "escp_bytes_compressed_total", &[&label])
-                        .unwrap_or_default();
-                    total > *seen
+                wait_until("the session to be over", Duration::from_secs(10), || {
+                    read("escp_sessions_active", &[]).is_ok_and(|active| active == 0.0)
                 })?;
+                let total = read("escp_bytes_compressed_total", &[&label])?;
                 let travelled = total - *seen;
                 *seen = total;
                 ensure!(

@@ -1,9 +1,9 @@
 //! What fails fails alone, says so, and leaves nothing half done.
 
 use escp_testkit::mount::{Kind, Mount};
-use escp_testkit::run::{Running, wait_until};
-use escp_testkit::{Checked, Host, World, compare, ensure, need_root, tree};
-use escp_tests::{Way, copy_and_compare, settle};
+use escp_testkit::run::{Outcome, Running, wait_until};
+use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, tree};
+use escp_tests::{Way, copy_and_compare, parts, settle};
 use std::fs::Permissions;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -119,7 +119,7 @@ fn a_full_target_keeps_the_old_file() -> Checked {
 #[test]
 fn a_target_that_fills_up_in_mid_transfer() -> Checked {
     need_root!();
-    let world = World::start(Host::Daemon, Host::Daemon)?;
+    let world = Plan::new(Host::Daemon, Host::Daemon).apart().start()?;
     let mount = Mount::new(Kind::Ext4, &world.far.join("small"), 64, &world.users.far, "")?;
     std::fs::create_dir(world.near.join("d"))?;
     // Small ones: for them no space is reserved when they are opened.
@@ -127,12 +127,14 @@ fn a_target_that_fills_up_in_mid_transfer() -> Checked {
         tree::file(&world.near.join(format!("d/{index}")), 100_000, index)?;
     }
     settle(&world)?;
-    let mut running = Way::Up.escp(&world, &["-r", "-l", "64M"], &["d"], "small").start()?;
-    wait_until("the first file", Duration::from_secs(20), || mount.path.join("d/0").exists())?;
+    world.proxy()?.hold();
+    let running = Way::Up.escp(&world, &["-r", "-t", "1"], &["d"], "small").start()?;
+    wait_until("the first file", Duration::from_secs(20), || {
+        compare::names(&mount.path.join("d")).is_ok_and(|names| names.iter().any(|n| !n.starts_with('.')))
+    })?;
     // Fails when the file system is full, which is the point.
     let _ = std::fs::write(mount.path.join("filler"), vec![1; 64 << 20]);
-    ensure!(running.is_running()?, "too early to tell");
-    let outcome = running.end()?.expect_status(1)?;
+    let outcome = let_go(&world, running)?.expect_status(1)?;
     ensure!(
         outcome.stderr.contains("No space left") || outcome.stderr.contains("space"),
         "{}",
@@ -176,29 +178,31 @@ fn a_directory_without_write_permission() -> Checked {
     compare::same_sha256(&world.near.join("a"), &world.far.join("closed/open-file"))
 }
 
-/// Starts a transfer slow enough to meddle with: 24 MiB at 32 Mbit/s are 6 s.
-fn slow(world: &World, way: Way, source: &str) -> Checked<Running> {
-    tree::file(&way.source(world).join(source), 24 * tree::MIB, 7)?;
+/// Starts a transfer that stays where it can be meddled with until the proxy lets it go.
+fn held(world: &World, way: Way) -> Checked<Running> {
+    tree::file(&way.source(world).join("source"), 24 * tree::MIB, 7)?;
     settle(world)?;
-    let mut running = way.escp(world, &["-v", "-l", "32M"], &[source], "copy").start()?;
-    let temporary = way.target(world);
-    wait_until("the temporary file", Duration::from_secs(20), || {
-        compare::names(&temporary).is_ok_and(|names| names.iter().any(|name| name.starts_with(".escp")))
-    })?;
-    std::thread::sleep(Duration::from_millis(500));
-    ensure!(running.is_running()?, "over before it could be disturbed: {}", running.stderr()?);
+    world.proxy()?.hold();
+    let running = way.escp(world, &["-v", "-t", "1"], &["source"], "copy").start()?;
+    parts::wait_until_moving(&way.target(world))?;
     Ok(running)
+}
+
+/// The end of a transfer that was held.
+fn let_go(world: &World, running: Running) -> Checked<Outcome> {
+    world.proxy()?.release();
+    running.end()
 }
 
 /// Meddles with a source while it is read; the file must not arrive, and must be named.
 fn changed(meddle: impl Fn(&Path) -> Checked) -> Checked {
     need_root!();
     for way in Way::BOTH {
-        let world = World::start(Host::Embedded, Host::Daemon)?;
+        let world = Plan::new(Host::Embedded, Host::Daemon).apart().start()?;
         std::fs::write(way.target(&world).join("copy"), "the old one")?;
-        let running = slow(&world, way, "source")?;
+        let running = held(&world, way)?;
         meddle(&way.source(&world).join("source"))?;
-        let outcome = running.end()?.expect_status(1)?;
+        let outcome = let_go(&world, running)?.expect_status(1)?;
         ensure!(outcome.stderr.contains("source"), "not named: {}", outcome.told());
         let kept = std::fs::read(way.target(&world).join("copy"))?;
         ensure!(kept == b"the old one", "{} bytes were published", kept.len());
@@ -234,14 +238,14 @@ fn a_source_that_is_rewritten_in_place() -> Checked {
 fn a_source_that_is_replaced_arrives_as_it_was() -> Checked {
     need_root!();
     for way in Way::BOTH {
-        let world = World::start(Host::Embedded, Host::Embedded)?;
-        let running = slow(&world, way, "source")?;
+        let world = Plan::default().apart().start()?;
+        let running = held(&world, way)?;
         let source = way.source(&world).join("source");
         let was = compare::sha256(&source)?;
         std::fs::write(source.with_extension("new"), "a new one")?;
         std::fs::rename(source.with_extension("new"), &source)?;
         // Whole as it was, or named as changed; never a mixture.
-        let outcome = running.end()?;
+        let outcome = let_go(&world, running)?;
         let target = way.target(&world).join("copy");
         match outcome.code() {
             0 => ensure!(compare::sha256(&target)? == was, "a mixture was published"),
@@ -284,12 +288,12 @@ fn a_source_that_is_deleted_while_it_waits() -> Checked {
 #[test]
 fn a_temporary_file_that_is_removed_fails_that_file() -> Checked {
     need_root!();
-    let world = World::start(Host::Embedded, Host::Embedded)?;
-    let running = slow(&world, Way::Up, "source")?;
+    let world = Plan::default().apart().start()?;
+    let running = held(&world, Way::Up)?;
     for name in compare::names(&world.far)? {
         std::fs::remove_file(world.far.join(name))?;
     }
-    let outcome = running.end()?.expect_status(1)?;
+    let outcome = let_go(&world, running)?.expect_status(1)?;
     ensure!(outcome.stderr.contains("copy"), "not named: {}", outcome.told());
     compare::holds_only(&world.far, &[])
 }

@@ -1,12 +1,15 @@
 //! What happens when a part of a session dies, or is told to stop.
 
+use escp_testkit::clock::Stopwatch;
+use escp_testkit::daemon::Daemon;
+use escp_testkit::mount::Hung;
 use escp_testkit::run::{Outcome, Running, send_signal, wait_until};
-use escp_testkit::{Checked, Host, Plan, Trouble, World, compare, ensure, need_root, tree};
+use escp_testkit::{Checked, Host, Plan, Trouble, World, compare, ensure, need_root, processes, tree};
 use escp_tests::parts::{self, Part, far_program};
 use escp_tests::{Way, settle};
 use rustix::process::Signal;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// At 16 Mbit/s this takes half a minute: whatever ends before was ended.
 const SIZE: u64 = 64 * tree::MIB;
@@ -22,12 +25,8 @@ struct Scene {
 
 impl Scene {
     fn new(plan: Plan, way: Way) -> Checked<Self> {
-        Self::of_size(plan, way, SIZE)
-    }
-
-    fn of_size(plan: Plan, way: Way, size: u64) -> Checked<Self> {
         let world = plan.start()?;
-        tree::file(&way.source(&world).join("big"), size, 5)?;
+        tree::file(&way.source(&world).join("big"), SIZE, 5)?;
         tree::file(&way.source(&world).join("small"), 5000, 6)?;
         std::fs::create_dir(way.target(&world).join("target"))?;
         std::fs::write(way.target(&world).join("target/big"), "old")?;
@@ -39,11 +38,19 @@ impl Scene {
         self.way.target(&self.world).join("target")
     }
 
-    /// Starts a slow session and waits until data has reached the receiver's disk.
-    fn moving(&self, flags: &[&str]) -> Checked<Running> {
-        let flags = [&SLOWLY, flags].concat();
-        let run = self.way.escp(&self.world, &flags, &["big"], "target/big");
-        let mut running = run.start()?;
+    /// Starts a session that stays slow, and waits until data has reached the receiver's disk.
+    fn moving(&self) -> Checked<Running> {
+        self.moving_with(&SLOWLY)
+    }
+
+    /// Starts a session that cannot end before [`escp_testkit::proxy::Proxy::release`], and waits likewise.
+    fn held(&self) -> Checked<Running> {
+        self.world.proxy()?.hold();
+        self.moving_with(&["-v", "-t", "1"])
+    }
+
+    fn moving_with(&self, flags: &[&str]) -> Checked<Running> {
+        let mut running = self.way.escp(&self.world, flags, &["big"], "target/big").start()?;
         parts::wait_until_moving(&self.target()).map_err(|trouble| {
             Trouble::new(format!("{trouble:?}\n{}", running.stderr().unwrap_or_default()))
         })?;
@@ -58,6 +65,20 @@ impl Scene {
         let others: Vec<String> = compare::names(&target)?.into_iter().filter(|name| name != "big").collect();
         ensure!(others.len() == left, "{left} temporary files were expected: {others:?}");
         ensure!(others.iter().all(|name| name.starts_with(".escp-")), "{others:?}");
+        Ok(())
+    }
+
+    /// No daemon has a session, or a file of anybody's open.
+    fn daemons_are_idle(&self) -> Checked {
+        for daemon in self.world.daemons().filter(|daemon| processes::read(daemon.pid()).is_some()) {
+            wait_until("no session in the metrics", GONE, || {
+                let active = daemon.metric(&self.world.near_network, "escp_sessions_active", &[]);
+                active.is_ok_and(|active| active == 0.0)
+            })?;
+            let mut files = processes::descriptors(daemon.pid());
+            files.retain(|(_, path)| path.starts_with(&self.world.near) || path.starts_with(&self.world.far));
+            ensure!(files.is_empty(), "a broker holds files: {files:?}");
+        }
         Ok(())
     }
 
@@ -86,11 +107,16 @@ fn speaks_to_people(outcome: &Outcome) -> Checked {
 fn kill(host: Host, way: Way, part: Part) -> Checked {
     need_root!();
     let scene = Scene::new(Plan::new(host, host), way)?;
-    let session = scene.moving(&[])?;
-    let start = Instant::now();
+    let session = scene.moving()?;
+    let workers: Vec<u32> = scene.world.daemons().flat_map(Daemon::workers).collect();
+    let start = Stopwatch::start();
     send_signal(part.pid(&scene.world)?, Signal::KILL)?;
     let outcome = session.end()?;
     scene.world.expect_nothing_running(GONE)?;
+    // A worker whose broker is gone is no child of a daemon any more.
+    let gone = || workers.iter().all(|&worker| processes::read(worker).is_none());
+    wait_until("every worker to end", GONE, gone)?;
+    scene.daemons_are_idle()?;
     let told = outcome.told();
     ensure!(start.elapsed() < GONE + Duration::from_secs(3), "it took {:?}\n{told}", start.elapsed());
     let receiver = if way == Way::Up { Part::FarAgent } else { Part::Cli };
@@ -135,14 +161,16 @@ kills! {
     killed_far_agent_coming_down: Embedded Down FarAgent;
     killed_cli_of_daemons_going_up: Daemon Up Cli;
     killed_cli_of_daemons_coming_down: Daemon Down Cli;
-    killed_ssh_of_daemons: Daemon Up Ssh;
+    killed_ssh_of_daemons_going_up: Daemon Up Ssh;
+    killed_ssh_of_daemons_coming_down: Daemon Down Ssh;
     killed_far_agent_of_daemons_going_up: Daemon Up FarAgent;
     killed_far_agent_of_daemons_coming_down: Daemon Down FarAgent;
     killed_near_worker_going_up: Daemon Up NearWorker;
     killed_near_worker_coming_down: Daemon Down NearWorker;
     killed_far_worker_going_up: Daemon Up FarWorker;
     killed_far_worker_coming_down: Daemon Down FarWorker;
-    killed_near_broker: Daemon Up NearBroker;
+    killed_near_broker_going_up: Daemon Up NearBroker;
+    killed_near_broker_coming_down: Daemon Down NearBroker;
     killed_far_broker_going_up: Daemon Up FarBroker;
     killed_far_broker_coming_down: Daemon Down FarBroker;
 }
@@ -155,15 +183,14 @@ fn what_a_killed_worker_counted_is_kept() -> Checked {
     let daemon = scene.world.far_daemon.as_ref().ok_or_else(|| Trouble::new("no daemon"))?;
     let written = || daemon.metric(network, "escp_bytes_disk_total", &["direction=\"in\""]);
     let died = || daemon.metric(network, "escp_sessions_total", &["result=\"worker_died\""]);
-    let session = scene.moving(&[])?;
+    let session = scene.moving()?;
     wait_until("bytes to be counted", GONE, || written().is_ok_and(|bytes| bytes >= tree::MIB as f64))?;
     let before = written()?;
     send_signal(Part::FarWorker.pid(&scene.world)?, Signal::KILL)?;
     session.end()?.expect_status(4)?;
     wait_until("the worker's end to be counted", GONE, || died().is_ok_and(|count| count == 1.0))?;
     ensure!(written()? >= before, "{before} bytes were counted, then {}", written()?);
-    let sum = daemon.metric(network, "escp_sessions_active", &[])?;
-    ensure!(sum == 0.0, "{sum} sessions seem to be active");
+    scene.daemons_are_idle()?;
     scene.serves(&[]).map(drop)
 }
 
@@ -186,7 +213,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Insists on the end of a session that got a signal.
 #[track_caller]
-fn ended_at_once(running: Running, since: Instant, status: i32) -> Checked {
+fn ended_at_once(running: Running, since: Stopwatch, status: i32) -> Checked {
     let outcome = running.end()?;
     ensure!(since.elapsed() < AT_ONCE, "it took {:?}\n{}", since.elapsed(), outcome.told());
     ensure!(!outcome.stderr.contains("panicked"), "{}", outcome.told());
@@ -201,7 +228,7 @@ fn signals_while_moving(host: Host, way: Way) -> Checked {
         let run = scene.way.escp(&scene.world, &flags, &["big"], "target/big");
         let run = run.under("setsid", &[]).as_user(&scene.world.users.near).start()?;
         parts::wait_until_moving(&scene.target())?;
-        let start = Instant::now();
+        let start = Stopwatch::start();
         interrupt(&run, signal, group)?;
         ended_at_once(run, start, status)?;
         scene.world.expect_nothing_running(GONE)?;
@@ -221,7 +248,12 @@ fn signals_coming_down() -> Checked {
 }
 
 #[test]
-fn signals_between_daemons() -> Checked {
+fn signals_between_daemons_going_up() -> Checked {
+    signals_while_moving(Host::Daemon, Way::Up)
+}
+
+#[test]
+fn signals_between_daemons_coming_down() -> Checked {
     signals_while_moving(Host::Daemon, Way::Down)
 }
 
@@ -239,12 +271,36 @@ fn signals_before_anything_moves() -> Checked {
             let run = run.under("setsid", &[]).as_user(&scene.world.users.near).start()?;
             wait_until(stage, Duration::from_secs(20), || Part::Ssh.pid(&scene.world).is_ok())?;
             std::thread::sleep(Duration::from_millis(500));
-            let start = Instant::now();
+            let start = Stopwatch::start();
             interrupt(&run, signal, group)?;
             ended_at_once(run, start, status)
                 .map_err(|trouble| Trouble::new(format!("{stage}: {trouble:?}")))?;
             scene.is_tidy(0)?;
         }
+    }
+    Ok(())
+}
+
+/// A look at a mount that hangs must not keep anyone from leaving: neither agent may wait for it in its task.
+#[test]
+fn a_hung_mount_lets_everybody_go() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let scene = Scene::new(Plan::default(), way)?;
+        let Some(_hung) = Hung::new(&scene.target().join("hung"))? else {
+            escp_testkit::skip!("no /dev/fuse here, so no mount can be made to hang");
+        };
+        let mut running = way.escp(&scene.world, &["-v"], &["small"], "target/hung/copy").start()?;
+        // Whoever receives looks at its target once the data connections are up.
+        wait_until("the data connections", Duration::from_secs(20), || {
+            running.stderr().is_ok_and(|told| told.contains("data connections"))
+        })?;
+        std::thread::sleep(Duration::from_millis(1000));
+        ensure!(running.is_running()?, "it did not wait for the mount: {}", running.stderr()?);
+        let start = Stopwatch::start();
+        running.signal(Signal::INT)?;
+        ended_at_once(running, start, 130)?;
+        scene.world.expect_nothing_running(GONE)?;
     }
     Ok(())
 }
@@ -257,10 +313,10 @@ fn signals_amid_many_files() -> Checked {
         tree::many(&way.source(&scene.world).join("tree"), 3000, 50)?;
         settle(&scene.world)?;
         let copy = scene.target().join("copy");
-        let run = way.escp(&scene.world, &["-r", "-l", "8M"], &["tree"], "target/copy").start()?;
+        let run = way.escp(&scene.world, &["-r", "-l", "4M"], &["tree"], "target/copy").start()?;
         wait_until("some files", Duration::from_secs(30), || copy.join("a0").is_dir())?;
         std::thread::sleep(Duration::from_millis(500));
-        let start = Instant::now();
+        let start = Stopwatch::start();
         interrupt(&run, Signal::INT, false)?;
         ended_at_once(run, start, 130)?;
         scene.world.expect_nothing_running(GONE)?;
@@ -280,45 +336,50 @@ fn signals_amid_many_files() -> Checked {
     Ok(())
 }
 
-fn drained(grace: &str, second: bool, size: u64) -> Checked<(Scene, Running)> {
-    let config = format!("grace_period: {grace}\n");
-    let scene = Scene::of_size(Plan::new(Host::Daemon, Host::Daemon).config(&config), Way::Up, size)?;
-    let running = scene.moving(&[])?;
-    let broker = Part::FarBroker.pid(&scene.world)?;
-    send_signal(broker, Signal::TERM)?;
+/// A session between daemons that moves data while the far one is told to stop, once or twice.
+fn drained(grace: &str, second: bool) -> Checked<(Scene, Running)> {
+    let plan = Plan::new(Host::Daemon, Host::Daemon).config(&format!("grace_period: {grace}\n")).apart();
+    let mut scene = Scene::new(plan, Way::Up)?;
+    let running = scene.held()?;
+    let daemon = scene.world.far_daemon.as_mut().ok_or_else(|| Trouble::new("no daemon"))?;
+    daemon.running().signal(Signal::TERM)?;
+    // Two signals at once are one to the kernel.
+    wait_until("the daemon to drain", GONE, || {
+        daemon.log().is_ok_and(|log| log.contains("sessions may end by themselves"))
+    })?;
     if second {
-        std::thread::sleep(Duration::from_millis(700));
-        send_signal(broker, Signal::TERM)?;
+        daemon.running().signal(Signal::TERM)?;
     }
     Ok((scene, running))
 }
 
 /// The far daemon ends in good order.
-fn daemon_ends(scene: &mut Scene, within: Duration) -> Checked {
+fn daemon_ends(scene: &mut Scene) -> Checked {
     let daemon = scene.world.far_daemon.as_mut().ok_or_else(|| Trouble::new("no daemon"))?;
     let running = daemon.running();
-    wait_until("the daemon to end", within, || running.is_running().is_ok_and(|runs| !runs))
+    wait_until("the daemon to end", GONE, || running.is_running().is_ok_and(|runs| !runs))
 }
 
 #[test]
 fn a_daemon_that_is_stopped_lets_its_sessions_end() -> Checked {
     need_root!();
-    let (mut scene, running) = drained("10m", false, SIZE / 5)?;
+    let (mut scene, running) = drained("10m", false)?;
     // No new session meanwhile, and a sentence why.
     let refused = scene.way.escp(&scene.world, &[], &["small"], "target/small").end()?.expect_status(3)?;
     ensure!(refused.stderr.contains("escpd is stopping"), "{}", refused.told());
+    scene.world.proxy()?.release();
     running.end()?.expect_status(0)?;
     compare::same_sha256(&scene.world.near.join("big"), &scene.target().join("big"))?;
-    daemon_ends(&mut scene, Duration::from_secs(10))
+    daemon_ends(&mut scene)
 }
 
 #[test]
 fn after_the_grace_period_a_session_is_lost() -> Checked {
     need_root!();
-    let (mut scene, running) = drained("1s", false, SIZE)?;
+    let (mut scene, running) = drained("1s", false)?;
     let outcome = running.end()?.expect_status(4)?;
     ensure!(outcome.stderr.contains("far: escpd was stopped"), "{}", outcome.told());
-    daemon_ends(&mut scene, Duration::from_secs(10))?;
+    daemon_ends(&mut scene)?;
     scene.world.expect_nothing_running(GONE)?;
     scene.is_tidy(0)
 }
@@ -326,12 +387,30 @@ fn after_the_grace_period_a_session_is_lost() -> Checked {
 #[test]
 fn told_twice_a_daemon_stops_at_once() -> Checked {
     need_root!();
-    let (mut scene, running) = drained("10m", true, SIZE)?;
-    let start = Instant::now();
+    let (mut scene, running) = drained("10m", true)?;
+    let start = Stopwatch::start();
     let outcome = running.end()?.expect_status(4)?;
     ensure!(start.elapsed() < GONE, "it took {:?}\n{}", start.elapsed(), outcome.told());
     speaks_to_people(&outcome)?;
-    daemon_ends(&mut scene, Duration::from_secs(10))?;
+    daemon_ends(&mut scene)?;
     scene.world.expect_nothing_running(GONE)?;
     scene.is_tidy(0)
+}
+
+#[test]
+fn a_far_side_that_stands_still_is_told_of_and_goes_on() -> Checked {
+    need_root!();
+    let scene = Scene::new(Plan::default().apart(), Way::Up)?;
+    let mut running = scene.held()?;
+    let agent = Part::FarAgent.pid(&scene.world)?;
+    send_signal(agent, Signal::STOP)?;
+    let told = wait_until("a word about the silence", Duration::from_secs(20), || {
+        running.stderr().is_ok_and(|text| text.contains("no word from the other side for 1"))
+    });
+    let text = running.stderr()?;
+    send_signal(agent, Signal::CONT)?;
+    ensure!(told.is_ok(), "10 s of silence were not told: {text}");
+    scene.world.proxy()?.release();
+    running.end()?.expect_status(0)?;
+    compare::same_sha256(&scene.world.near.join("big"), &scene.target().join("big"))
 }

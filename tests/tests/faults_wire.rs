@@ -1,6 +1,7 @@
 //! What the network can do to a session: altered, repeated, cut and foreign bytes, through a proxy that knows
 //! where records begin.
 
+use escp_testkit::clock::Stopwatch;
 use escp_testkit::proxy::{Action, Unit};
 use escp_testkit::run::{Outcome, wait_until};
 use escp_testkit::{
@@ -13,9 +14,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SIZE: u64 = 6 * tree::MIB + 77;
+/// What takes more than a minute while the proxy holds it.
+const LARGE: u64 = 64 * tree::MIB;
 /// Time for the survivors of a broken session to be gone.
 const GONE: Duration = Duration::from_secs(10);
 /// Time for a broken session to end by itself, on a busy machine.
@@ -36,8 +39,12 @@ type Blow = fn(&[u8]) -> Action;
 
 impl Rig {
     fn new(way: Way, host: Host) -> Checked<Self> {
+        Self::of_size(way, host, SIZE)
+    }
+
+    fn of_size(way: Way, host: Host, size: u64) -> Checked<Self> {
         let world = Plan::new(host, host).apart().start()?;
-        tree::file(&way.source(&world).join("big"), SIZE, 5)?;
+        tree::file(&way.source(&world).join("big"), size, 5)?;
         std::fs::create_dir(way.target(&world).join("target"))?;
         std::fs::write(way.target(&world).join("target/big"), "old")?;
         settle(&world)?;
@@ -286,7 +293,7 @@ fn a_first_packet_that_is_altered_is_a_stranger() -> Checked {
     for way in Way::BOTH {
         let rig = Rig::new(way, Host::Embedded)?;
         for blow in [|bytes: &[u8]| flip(bytes, 30, 1), |bytes: &[u8]| flip(bytes, 12, 1)] {
-            let start = Instant::now();
+            let start = Stopwatch::start();
             // Of every stream, in either direction, the first unit.
             let outcome = rig.strike(|unit| unit.stream == 0 && unit.index == 0, blow)?;
             let (quick, told) = (start.elapsed() < Duration::from_secs(20), outcome.told());
@@ -319,7 +326,7 @@ fn babble() -> Vec<(&'static str, Vec<u8>)> {
 
 /// Says something and waits for the end, which must be a silent one in time.
 fn is_shut_out(mut stranger: TcpStream, words: &[u8], within: Duration) -> Checked {
-    let start = Instant::now();
+    let start = Stopwatch::start();
     stranger.set_read_timeout(Some(within + Duration::from_secs(5)))?;
     // It may be closed before it took all of it.
     let _ = stranger.write_all(words);
@@ -341,11 +348,12 @@ const FIRST_PACKET: Duration = Duration::from_secs(8);
 fn strangers_get_silence_and_disturb_nobody() -> Checked {
     need_root!();
     for host in [Host::Embedded, Host::Daemon] {
-        let rig = Rig::new(Way::Up, host)?;
-        // 6 MiB at 16 Mbit/s: the session outlives the strangers' deadline by little, and its ports are open.
-        let session = rig.way.escp(&rig.world, &["-t", "2", "-l", "8M"], &["big"], "target/big").start()?;
-        parts::wait_until_moving(&rig.target())?;
+        let rig = Rig::of_size(Way::Up, host, LARGE)?;
         let proxy = rig.world.proxy()?;
+        // Its ports are open as long as the session lasts.
+        proxy.hold();
+        let session = rig.way.escp(&rig.world, &["-t", "2"], &["big"], "target/big").start()?;
+        parts::wait_until_moving(&rig.target())?;
         let strangers: Vec<_> = babble()
             .into_iter()
             .map(|(_, words)| proxy.dial_far(FAR_PORTS.0).map(|stranger| (stranger, words)))
@@ -363,6 +371,7 @@ fn strangers_get_silence_and_disturb_nobody() -> Checked {
                 .collect()
         });
         ended.into_iter().collect::<Checked<Vec<()>>>()?;
+        proxy.release();
         session.end()?.expect_status(0)?;
         compare::same_sha256(&rig.world.near.join("big"), &rig.target().join("big"))?;
     }
@@ -373,10 +382,11 @@ fn strangers_get_silence_and_disturb_nobody() -> Checked {
 fn a_recorded_connection_that_is_played_again_is_refused() -> Checked {
     need_root!();
     for host in [Host::Embedded, Host::Daemon] {
-        let rig = Rig::new(Way::Up, host)?;
+        let rig = Rig::of_size(Way::Up, host, LARGE)?;
         let proxy = rig.world.proxy()?;
         proxy.record();
-        let session = rig.way.escp(&rig.world, &["-t", "2", "-l", "16M"], &["big"], "target/big").start()?;
+        proxy.hold();
+        let session = rig.way.escp(&rig.world, &["-t", "2"], &["big"], "target/big").start()?;
         parts::wait_until_moving(&rig.target())?;
         let recorded = proxy.recorded();
         ensure!(recorded.len() == 3, "{} connections were recorded", recorded.len());
@@ -384,6 +394,7 @@ fn a_recorded_connection_that_is_played_again_is_refused() -> Checked {
             let told = |trouble| Trouble::new(format!("stream {stream} of {host:?}: {trouble:?}"));
             is_shut_out(proxy.dial_far(FAR_PORTS.0)?, bytes, FIRST_PACKET).map_err(told)?;
         }
+        proxy.release();
         session.end()?.expect_status(0)?;
         compare::same_sha256(&rig.world.near.join("big"), &rig.target().join("big"))?;
     }
@@ -401,7 +412,7 @@ fn a_byte_per_second(mut stranger: TcpStream) -> Checked {
             std::thread::sleep(Duration::from_secs(1));
         }
     });
-    let start = Instant::now();
+    let start = Stopwatch::start();
     stranger.set_read_timeout(Some(Duration::from_secs(15)))?;
     let mut answer = [0; 1];
     let got = stranger.read(&mut answer);

@@ -109,27 +109,6 @@ fn options_of_the_data_path() -> Checked {
 }
 
 #[test]
-fn compressible_data_travels_compressed_and_noise_does_not() -> Checked {
-    need_root!();
-    let world = World::start(Host::Embedded, Host::Daemon)?;
-    let size = 8 * tree::MIB;
-    tree::text_file(&world.near.join("text"), size)?;
-    tree::file(&world.near.join("noise"), size, 3)?;
-    settle(&world)?;
-    let travelled = || -> Checked<f64> {
-        let daemon = world.far_daemon.as_ref().ok_or_else(|| escp_testkit::Trouble::new("no daemon"))?;
-        daemon.metric(&world.near_network, "escp_bytes_compressed_total", &["direction=\"in\""])
-    };
-    copy_and_compare(&world, Way::Up, &["-C"], "text", "text")?;
-    let text = travelled()?;
-    copy_and_compare(&world, Way::Up, &["-C"], "noise", "noise")?;
-    let noise = travelled()? - text;
-    ensure!(text < size as f64 / 10.0, "{text} bytes of text");
-    ensure!(noise == size as f64, "{noise} bytes of noise");
-    Ok(())
-}
-
-#[test]
 fn dummy_moves_bytes_and_no_files() -> Checked {
     need_root!();
     for (near, far) in escp_tests::PAIRS {

@@ -85,6 +85,10 @@ fn counters_agree_with_what_moved_to_the_byte() -> Checked {
             Way::Down => ("disk/copy", "disk/back", far, near),
         };
         way.escp(&world, &["-r"], &[from], to).succeed()?;
+        for gauge in [near, far] {
+            gauge.becomes("escp_sessions_total", "result=\"ended\"", round)?;
+            gauge.becomes("escp_sessions_active", "", 0)?;
+        }
         sender.becomes("escp_bytes_disk_total", "direction=\"out\"", bytes)?;
         receiver.becomes("escp_bytes_disk_total", "direction=\"in\"", bytes)?;
         // As they travelled: the same, without -C. The headers of packed files are none of them.
@@ -100,8 +104,6 @@ fn counters_agree_with_what_moved_to_the_byte() -> Checked {
         sender.becomes("escp_files_total", "result=\"sent\"", files)?;
         receiver.becomes("escp_files_total", "result=\"received\"", files)?;
         for gauge in [near, far] {
-            gauge.becomes("escp_sessions_total", "result=\"ended\"", round)?;
-            gauge.becomes("escp_sessions_active", "", 0)?;
             gauge.becomes("escp_files_total", "result=\"failed\"", 0)?;
             gauge.becomes("escp_errors_total", "", 0)?;
             gauge.becomes("escp_connections_refused_total", "", 0)?;

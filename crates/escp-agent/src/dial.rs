@@ -307,29 +307,40 @@ mod tests {
         let targets = targets(&["192.0.2.1", "127.0.0.1"], &[port], Family::Any);
         let start = Instant::now();
         let lanes = dial(&targets, 5).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        // Long before the dead one is given up.
+        assert!(start.elapsed() < ALL_TRIED_WITHIN, "{:?}", start.elapsed());
         assert_eq!(lanes.sockets.len(), 5);
         assert_eq!(lanes.to, SocketAddr::from(([127, 0, 0, 1], port)));
     }
 
+    /// A port of loopback that is taken, so that nobody else gets it, and refuses connections.
+    fn closed() -> (tokio::net::TcpSocket, u16) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        (socket, port)
+    }
+
     #[tokio::test]
     async fn a_refused_port_gives_way_to_the_next_at_once() {
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let closed_port = closed.local_addr().unwrap().port();
-        drop(closed);
+        let (_closed, closed_port) = closed();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let start = Instant::now();
-        let lanes = dial(&targets(&["127.0.0.1"], &[closed_port, port], Family::V4), 2).await.unwrap();
-        assert!(start.elapsed() < STAGGER, "{:?}", start.elapsed());
-        assert_eq!(lanes.to.port(), port);
+        let targets = targets(&["127.0.0.1"], &[closed_port, port], Family::V4);
+        let mut quickest = Duration::MAX;
+        // A busy machine may be slow for once, but not always.
+        for _ in 0..10 {
+            let start = Instant::now();
+            let lanes = dial(&targets, 2).await.unwrap();
+            quickest = quickest.min(start.elapsed());
+            assert_eq!(lanes.to.port(), port);
+        }
+        assert!(quickest < STAGGER, "{quickest:?}");
     }
 
     #[tokio::test]
     async fn refused_ports_are_named() {
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = closed.local_addr().unwrap().port();
-        drop(closed);
+        let (_closed, port) = closed();
         let error = dial(&targets(&["127.0.0.1"], &[port], Family::Any), 2).await.unwrap_err();
         assert_eq!(error.status, status::CONNECT);
         assert!(
@@ -346,7 +357,8 @@ mod tests {
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(1).unwrap();
         let to = listener.local_addr().unwrap();
-        let mut held = Vec::new();
+        // As many as the queue holds, and one more; how many that is, is the kernel's affair.
+        let mut held = vec![TcpStream::connect(to).await.unwrap(), TcpStream::connect(to).await.unwrap()];
         while let Ok(Ok(stream)) =
             tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(to)).await
         {
@@ -355,7 +367,7 @@ mod tests {
         let targets = targets(&["127.0.0.1"], &[to.port()], Family::Any);
         let start = Instant::now();
         let error = dial_within(&targets, 2, Duration::from_secs(1)).await.unwrap_err();
-        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        assert!(start.elapsed() < DEADLINE, "{:?}", start.elapsed());
         assert_eq!(error.status, status::CONNECT);
         for word in ["box answers ssh", "did not answer within 1 s", "--tunnel", "not in this version"] {
             assert!(error.text.contains(word), "{word}: {}", error.text);

@@ -4,11 +4,11 @@ use crate::harness::{
     DAEMON_UID, Daemon, OTHER_UID, is_root, next, open, options, powerless, reachable, until,
 };
 use escp_engine_api::{Command, Direction, EngineKind, Listen, Side};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const UNPROVEN: &str = "escp_connections_refused_total ";
 
@@ -103,16 +103,19 @@ fn a_socket_that_is_narrowed_keeps_others_out() {
 async fn strangers_on_a_data_port_get_nothing_and_keep_nobody_out() {
     let daemon = Daemon::start("limits:\n  unproven: 64\n  unproven_per_address: 32\n");
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, daemon.ports.0));
-    let started = Instant::now();
     let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
     let mut talker = TcpStream::connect(address).unwrap();
     talker.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\nAccept: text/html,*/*;q=0.1\r\n\r\n").unwrap();
     let (_near, _far) = daemon.pair(1, EngineKind::Posix).await;
     for mut stranger in silent.into_iter().chain([talker]) {
-        stranger.set_read_timeout(Some(Duration::from_secs(6))).unwrap();
-        assert!(matches!(stranger.read(&mut [0; 1]), Ok(0) | Err(_)));
+        // Three times the deadline: a busy machine is late, but nobody is kept for ever.
+        stranger.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        match stranger.read(&mut [0; 1]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("not shut out: {other:?}"),
+        }
     }
-    assert!(started.elapsed() < Duration::from_secs(7));
     until("all are counted", || daemon.metric(UNPROVEN) == 201);
 }
 

@@ -20,7 +20,7 @@ fn secluded(length: usize) -> (TempDir, PathBuf) {
 }
 
 async fn moves_a_file(kind: EngineKind) {
-    let daemon = Daemon::start("");
+    let daemon = Daemon::start("log:\n  level: debug\n");
     let length = 3_000_001;
     let (directory, source) = secluded(length);
     let target = directory.path().join("target");
@@ -41,10 +41,10 @@ async fn moves_a_file(kind: EngineKind) {
     }
     assert!(fs::read(&source).unwrap() == fs::read(&target).unwrap());
     drop((near, far));
-    let done = Instant::now();
     until("both sessions are over", || daemon.metric("escp_sessions_active ") == 0);
-    // A worker waits for its engine to let go of everything, which takes no time when nothing leaks.
-    assert!(done.elapsed() < Duration::from_secs(2), "took {:?}", done.elapsed());
+    // A worker whose engine leaks says so, after it has waited for it.
+    let log = daemon.log();
+    assert!(log.contains("session ended") && !log.contains("the engine holds on to something"), "{log}");
     assert!(daemon.workers().is_empty());
     let total = |sample: &str| daemon.metric(sample);
     assert_eq!(total("escp_bytes_disk_total{direction=\"in\"}"), length as u64);
@@ -103,7 +103,8 @@ async fn the_agents_end_is_the_workers_end() {
     let started = Instant::now();
     let event = far.last().await;
     assert!(matches!(event, Event::Failed(_)), "{event:?}");
-    assert!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
+    // Before anybody would speak of silence.
+    assert!(started.elapsed() < Duration::from_secs(10), "took {:?}", started.elapsed());
     drop(far);
     until("both sessions are over", || daemon.metric("escp_sessions_active ") == 0);
     assert!(daemon.workers().is_empty());
