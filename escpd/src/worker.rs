@@ -234,7 +234,7 @@ fn result(end: &ServeEnd) -> SessionResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use escp_engine_api::{Direction, EngineKind, JobOptions, Secret, SessionId, Side, engine_pair};
+    use escp_engine_api::{Direction, JobOptions, Secret, SessionId, Side, engine_pair};
 
     fn start() -> Start {
         let config = Config::default();
@@ -248,22 +248,9 @@ mod tests {
     }
 
     fn options() -> Box<JobOptions> {
-        Box::new(JobOptions {
-            session: SessionId([1; 16]),
-            secret: Secret([2; 32]),
-            side: Side::Near,
-            direction: Direction::Send,
-            kind: EngineKind::Uring,
-            listen: None,
-            streams: 4,
-            block_size: 1 << 20,
-            depth: 64,
-            compress: None,
-            checksum: true,
-            durable: true,
-            rate_limit: None,
-            cpus: vec![0, 1],
-        })
+        let (session, secret) = (SessionId([1; 16]), Secret([2; 32]));
+        let usual = JobOptions::new(session, secret, Side::Near, Direction::Send);
+        Box::new(JobOptions { depth: 64, cpus: vec![0, 1], ..usual })
     }
 
     #[test]

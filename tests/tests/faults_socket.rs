@@ -1,11 +1,11 @@
 //! What somebody else may say where agents speak: to the daemon's socket, and to `escp --server`.
 
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, Event, FileSpec, JobOptions, Listen, Secret, SessionId,
-    Side,
+    Command, Direction, EngineHandle, Event, FileSpec, JobOptions, Listen, Secret, SessionId, Side,
 };
 use escp_proto::control::Hello;
 use escp_sys::seqpacket;
+use escp_testkit::clock::Stopwatch;
 use escp_testkit::daemon::Daemon;
 use escp_testkit::run::{Run, wait_until};
 use escp_testkit::{Checked, Host, Trouble, World, compare, ensure, need_root, processes, tree};
@@ -16,26 +16,15 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn options(direction: Direction) -> Box<JobOptions> {
     Box::new(JobOptions {
-        session: SessionId([7; 16]),
-        secret: Secret([8; 32]),
-        side: Side::Far,
-        direction,
-        kind: EngineKind::Uring,
         listen: Some(Listen { first_port: 0, last_port: 0 }),
         streams: 1,
-        block_size: 1 << 20,
-        depth: 4,
-        compress: None,
-        checksum: true,
-        durable: true,
-        rate_limit: None,
-        cpus: Vec::new(),
+        ..JobOptions::new(SessionId([7; 16]), Secret([8; 32]), Side::Far, direction)
     })
 }
 
@@ -151,14 +140,16 @@ type Packet = (Vec<u8>, usize);
 fn speak(daemon: &Daemon, packets: &[Packet]) -> Checked<Vec<u8>> {
     let socket = seqpacket::connect(&daemon.socket)?;
     let mut buffer = vec![0; 65_536];
-    let deadline = Instant::now() + PATIENCE;
+    let start = Stopwatch::start();
     let mut receive = || -> Checked<Option<Vec<u8>>> {
         loop {
             match seqpacket::receive(&socket, &mut buffer) {
                 Ok(packet) if packet.length == 0 => return Ok(None),
                 Ok(packet) => return Ok(Some(buffer.get(..packet.length).unwrap_or_default().to_vec())),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE =>
+                {
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 Err(error) => return Err(Trouble::new(format!("the daemon does not hang up: {error}"))),
@@ -244,7 +235,7 @@ fn silent_agents_are_sent_away() -> Checked {
         let polite = seqpacket::connect(&daemon.socket)?;
         seqpacket::send(&polite, &escp_ipc::Hello::ours().encode(), &[])?;
         drop(polite);
-        let start = Instant::now();
+        let start = Stopwatch::start();
         speak(daemon, &[])?;
         ensure!(start.elapsed() < Duration::from_secs(14), "sent away after {:?}", start.elapsed());
         Ok(())

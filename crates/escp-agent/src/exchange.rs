@@ -3,6 +3,7 @@
 
 use crate::escape::foreign_text;
 use crate::link::{Link, Observer, SessionError};
+use crate::status;
 use escp_engine_api::{Command, Event, Failure, Summary};
 use escp_proto::agent::{Accept, AgentMessage, Request, Transfer};
 use escp_proto::conversation::Conversation;
@@ -163,7 +164,9 @@ impl<'a> Exchange<'a> {
 
     async fn event<W>(&mut self, event: Option<Event>) -> Result<Option<Step<W>>, SessionError> {
         match event {
-            None => Err(SessionError { status: 4, text: "the engine is gone without a word".into() }),
+            None => {
+                Err(SessionError { status: status::LOST, text: "the engine is gone without a word".into() })
+            }
             Some(Event::Failed(failure)) => Err(session_error(&failure)),
             Some(Event::Ended { .. }) if self.finished => Ok(Some(Step::Ended)),
             Some(Event::Ended { .. }) => Err(self.violation("the session was ended too early").await),
@@ -188,7 +191,7 @@ impl<'a> Exchange<'a> {
     /// Ends the session because the peer broke the protocol.
     pub(crate) async fn violation(&mut self, what: &str) -> SessionError {
         let text = format!("the other side broke the protocol: {what}");
-        self.leave(SessionError { status: 5, text }).await
+        self.leave(SessionError { status: status::INTEGRITY, text }).await
     }
 
     /// Tells the peer why the session ends, if that can be done quickly, and passes the error on.
@@ -238,10 +241,10 @@ pub(crate) fn observe(event: Event, dummy: bool, files: u64, observer: &dyn Obse
 }
 
 fn session_error(failure: &Failure) -> SessionError {
-    let status = crate::status::of_fault(failure.fault, true);
+    let status = status::of_fault(failure.fault, true);
     SessionError { status, text: foreign_text(&failure.text, MAX_FOREIGN) }
 }
 
 fn own_fault(error: &ProtocolError) -> SessionError {
-    SessionError { status: 4, text: format!("this side made a mistake: {error}") }
+    SessionError { status: status::LOST, text: format!("this side made a mistake: {error}") }
 }

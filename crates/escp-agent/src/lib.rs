@@ -5,6 +5,7 @@
 //! engine) and talks to the other agent in sealed messages. The near agent is the `escp` command itself;
 //! the far one is `escp --server` under ssh.
 
+mod check;
 pub mod control;
 pub mod dial;
 pub mod escape;

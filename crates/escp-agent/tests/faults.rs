@@ -8,7 +8,7 @@ mod pair;
 
 use escp_agent::link::{HangUp, SessionError};
 use escp_agent::{receive_files, send_files};
-use escp_engine_api::{Command, Event, Failure, Fault, FileReport, engine_pair};
+use escp_engine_api::{Command, Event, Failure, Fault, FileCheck, FileReport, engine_pair};
 use escp_proto::agent::{
     AgentMessage, Attributes, Entry, EntryKind, EntryResult, FileDigest, ROOT, SourceFailure, Timestamp,
 };
@@ -423,7 +423,7 @@ async fn dropping_the_session_removes_temporary_files() {
     puppet.say(AgentMessage::Offer(entries)).await;
     puppet.heard(|message| matches!(message, AgentMessage::Ready(_))).await;
     assert_eq!(leftovers(puppet.root.path()).len(), 50);
-    let report = FileReport { number: 1, outcome: Ok(7) };
+    let report = FileReport { number: 1, outcome: Ok(FileCheck::Crc64(7)) };
     puppet.events.send(Event::Files(vec![report])).await.unwrap();
     puppet.ended.abort();
     assert!(puppet.ended.await.unwrap_err().is_cancelled());

@@ -57,9 +57,31 @@ pub struct Opened {
 pub struct FileReport {
     /// The file's number.
     pub number: u64,
-    /// CRC-64/NVME of the whole file as this engine read it or decrypted it (0 when checksums are off),
-    /// or why it failed.
-    pub outcome: Result<u64, FileError>,
+    /// The check value of the whole file as this engine read it or decrypted it, or why it failed.
+    pub outcome: Result<FileCheck, FileError>,
+}
+
+/// The check value of a whole file: of its bytes from first to last, where holes count as zeros.
+///
+/// Agents carry it from engine to engine and compare it; only engines know how it is made. Another algorithm is
+/// another variant here, another tag between agent and daemon (whose `VERSION` grows), and another message
+/// between agents (docs/PROTOCOL.md, section 9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum FileCheck {
+    /// Checksums are off.
+    Off,
+    /// CRC-64/NVME (NVM Express NVM Command Set Specification 1.0, 5.2.1.3.4).
+    Crc64(u64),
+}
+
+impl fmt::Display for FileCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("none"),
+            Self::Crc64(crc) => write!(f, "CRC-64 {crc:016x}"),
+        }
+    }
 }
 
 /// Why a file failed in the engine. The agent adds host and path.

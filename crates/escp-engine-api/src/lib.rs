@@ -20,7 +20,7 @@ mod options;
 
 pub use command::{Command, Extent, ExtentKind, FileSpec, Lane, MAX_BATCH, MAX_MESSAGE, Summary};
 pub use event::{
-    Counters, Event, Failure, Fault, FileError, FileReport, Opened, PEER_GAVE_UP, Progress, Stage,
+    Counters, Event, Failure, Fault, FileCheck, FileError, FileReport, Opened, PEER_GAVE_UP, Progress, Stage,
 };
 pub use options::{
     Direction, EngineKind, JobOptions, Listen, MAX_BLOCK_SIZE, MAX_STREAMS, MIN_BLOCK_SIZE, Secret,

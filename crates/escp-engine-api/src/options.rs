@@ -157,3 +157,27 @@ pub struct JobOptions {
     /// CPUs the data threads may run on; empty: all of the process's.
     pub cpus: Vec<u16>,
 }
+
+impl JobOptions {
+    /// A job with the usual parameters: io_uring, four streams that the agent dials, four blocks of 1 MiB in flight
+    /// on each, checked and durable, as fast as can be.
+    #[must_use]
+    pub fn new(session: SessionId, secret: Secret, side: Side, direction: Direction) -> Self {
+        Self {
+            session,
+            secret,
+            side,
+            direction,
+            kind: EngineKind::Uring,
+            listen: None,
+            streams: 4,
+            block_size: 1 << 20,
+            depth: 4,
+            compress: None,
+            checksum: true,
+            durable: true,
+            rate_limit: None,
+            cpus: Vec::new(),
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! The files of a session, and how far each is.
 
 use crate::check::{BlockShift, Fold, FoldError, crc_of_zeros};
-use escp_engine_api::{FileError, FileReport, FileSpec, Stage};
+use escp_engine_api::{FileCheck, FileError, FileReport, FileSpec, Stage};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -168,7 +168,7 @@ impl File {
     /// The report on a file that was handed on.
     pub(crate) fn report(&self, checksum: bool) -> FileReport {
         let progress = self.lock();
-        let check = if checksum { progress.fold.value() } else { 0 };
+        let check = if checksum { FileCheck::Crc64(progress.fold.value()) } else { FileCheck::Off };
         FileReport { number: self.spec.number, outcome: progress.error.clone().map_or(Ok(check), Err) }
     }
 }

@@ -5,8 +5,8 @@
 use escp_crypto::{Flow, MasterSecret, Opener, RECORDS_PER_EPOCH, Sealer, StreamContext};
 use escp_engine::{Host, LaneSource, spawn};
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, Event, Failure, Fault, FileSpec, JobOptions, Listen,
-    Secret, SessionId, Side,
+    Command, Direction, EngineHandle, Event, Failure, Fault, FileSpec, JobOptions, Listen, Secret, SessionId,
+    Side,
 };
 use escp_proto::block::{BlockHeader, HOLE, PACKED, ZSTD};
 use escp_proto::first_packet::{ANSWER_LEN, Answer, FirstPacket};
@@ -92,20 +92,11 @@ async fn next(engine: &mut EngineHandle) -> Option<Event> {
 async fn stage() -> Stage {
     let mut engine = spawn(Host { lanes: LaneSource::Own, counters: None, daemon: false });
     let options = JobOptions {
-        session: SessionId(SESSION),
-        secret: Secret(SECRET),
-        side: Side::Far,
-        direction: Direction::Receive,
-        kind: EngineKind::Uring,
         listen: Some(Listen { first_port: 0, last_port: 0 }),
         streams: 1,
         block_size: BLOCK,
-        depth: 4,
-        compress: None,
-        checksum: true,
         durable: false,
-        rate_limit: None,
-        cpus: Vec::new(),
+        ..JobOptions::new(SessionId(SESSION), Secret(SECRET), Side::Far, Direction::Receive)
     };
     engine.commands.send(Command::Open(Box::new(options))).await.unwrap();
     let Some(Event::Opened(opened)) = next(&mut engine).await else { panic!("not opened") };

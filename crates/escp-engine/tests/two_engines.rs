@@ -4,7 +4,7 @@
 
 use escp_engine::{Host, LaneSource, spawn};
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileReport, FileSpec,
+    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileCheck, FileReport, FileSpec,
     JobOptions, Lane, Listen, Secret, SessionId, Side, Stage, Summary,
 };
 use std::collections::HashMap;
@@ -19,20 +19,11 @@ const BLOCK: u32 = 256 * 1024;
 
 fn options(side: Side, direction: Direction, kind: EngineKind) -> JobOptions {
     JobOptions {
-        session: SessionId([7; 16]),
-        secret: Secret([9; 32]),
-        side,
-        direction,
         kind,
         listen: (side == Side::Far).then_some(Listen { first_port: 0, last_port: 0 }),
         streams: 2,
         block_size: BLOCK,
-        depth: 4,
-        compress: None,
-        checksum: true,
-        durable: true,
-        rate_limit: None,
-        cpus: Vec::new(),
+        ..JobOptions::new(SessionId([7; 16]), Secret([9; 32]), side, direction)
     }
 }
 
@@ -177,7 +168,7 @@ async fn move_files(near: JobOptions, far: JobOptions, direct: bool) {
         let target = std::fs::read(directory.path().join(format!("target-{number}"))).unwrap();
         assert!(target == expected, "file {number} of {size} bytes differs");
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &expected);
-        assert_eq!(sent[&number].outcome, Ok(crc), "file {number} of {size} bytes");
+        assert_eq!(sent[&number].outcome, Ok(FileCheck::Crc64(crc)), "file {number} of {size} bytes");
     }
     let summary = Summary { files: sizes.len() as u64, list_hash: [1; 32] };
     for engine in [&sender, &receiver] {
@@ -256,8 +247,8 @@ async fn holes_travel_as_headers_and_stay_holes() {
     sender.commands.send(Command::Schedule(vec![whole(1, 8192), hole])).await.unwrap();
     let expected = std::fs::read(&source).unwrap();
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &expected);
-    assert_eq!(reports(&mut sender, 1).await[&1].outcome, Ok(crc));
-    assert_eq!(reports(&mut receiver, 1).await[&1].outcome, Ok(crc));
+    assert_eq!(reports(&mut sender, 1).await[&1].outcome, Ok(FileCheck::Crc64(crc)));
+    assert_eq!(reports(&mut receiver, 1).await[&1].outcome, Ok(FileCheck::Crc64(crc)));
     assert!(std::fs::read(&target).unwrap() == expected);
     use std::os::unix::fs::MetadataExt;
     assert!(std::fs::metadata(&target).unwrap().blocks() * 512 <= 65_536, "the hole was filled");

@@ -16,20 +16,11 @@ fn spec(number: u64) -> FileSpec {
 
 fn options() -> Box<JobOptions> {
     Box::new(JobOptions {
-        session: SessionId([1; 16]),
-        secret: Secret([0xa5; 32]),
-        side: Side::Far,
-        direction: Direction::Receive,
-        kind: EngineKind::Uring,
         listen: Some(Listen { first_port: 1232, last_port: 1242 }),
-        streams: 4,
-        block_size: 1 << 20,
-        depth: 4,
         compress: Some(-3),
-        checksum: true,
-        durable: true,
         rate_limit: Some(1_000_000),
         cpus: vec![0, 1],
+        ..JobOptions::new(SessionId([1; 16]), Secret([0xa5; 32]), Side::Far, Direction::Receive)
     })
 }
 

@@ -10,8 +10,8 @@
 mod target;
 
 use escp_engine_api::{
-    Command, Direction, EngineKind, Event, Extent, ExtentKind, Failure, Fault, FileError, FileReport,
-    FileSpec, JobOptions, Lane, Listen, Opened, Secret, SessionId, Side, Stage, Summary,
+    Command, Direction, EngineKind, Event, Extent, ExtentKind, Failure, Fault, FileCheck, FileError,
+    FileReport, FileSpec, JobOptions, Lane, Listen, Opened, Secret, SessionId, Side, Stage, Summary,
 };
 use escp_ipc::{Hello, Outgoing, encode_command, encode_event};
 use std::fs::File;
@@ -28,20 +28,11 @@ fn descriptor() -> OwnedFd {
 
 fn options() -> Box<JobOptions> {
     Box::new(JobOptions {
-        session: SessionId([1; 16]),
-        secret: Secret([0xa5; 32]),
-        side: Side::Far,
-        direction: Direction::Receive,
-        kind: EngineKind::Uring,
         listen: Some(Listen { first_port: 1232, last_port: 1242 }),
-        streams: 4,
-        block_size: 1 << 20,
-        depth: 4,
         compress: Some(-3),
-        checksum: true,
-        durable: true,
         rate_limit: Some(1_000_000),
         cpus: vec![0, 1],
+        ..JobOptions::new(SessionId([1; 16]), Secret([0xa5; 32]), Side::Far, Direction::Receive)
     })
 }
 
@@ -77,7 +68,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         (
             "files",
             event(Event::Files(vec![
-                FileReport { number: 1, outcome: Ok(u64::MAX) },
+                FileReport { number: 1, outcome: Ok(FileCheck::Crc64(u64::MAX)) },
                 FileReport { number: 2, outcome: Err(failed) },
             ])),
         ),

@@ -63,22 +63,8 @@ impl Place {
 }
 
 fn options() -> Box<JobOptions> {
-    Box::new(JobOptions {
-        session: SessionId([1; 16]),
-        secret: Secret([0xa5; 32]),
-        side: Side::Near,
-        direction: Direction::Send,
-        kind: EngineKind::Uring,
-        listen: None,
-        streams: 4,
-        block_size: 1 << 20,
-        depth: 4,
-        compress: None,
-        checksum: true,
-        durable: true,
-        rate_limit: None,
-        cpus: Vec::new(),
-    })
+    let (session, secret) = (SessionId([1; 16]), Secret([0xa5; 32]));
+    Box::new(JobOptions::new(session, secret, Side::Near, Direction::Send))
 }
 
 fn opened() -> Event {

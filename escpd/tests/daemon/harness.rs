@@ -1,12 +1,12 @@
 //! A daemon of a test's own, running as a user without rights.
 
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileSpec, JobOptions, Lane,
-    Listen, Opened, Secret, SessionId, Side, Summary,
+    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileCheck, FileSpec, JobOptions,
+    Lane, Listen, Opened, Secret, SessionId, Side, Summary,
 };
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -54,6 +54,7 @@ pub(crate) struct Daemon {
     pub(crate) ports: (u16, u16),
     pub(crate) metrics: SocketAddr,
     child: Option<Child>,
+    _reserved: UdpSocket,
 }
 
 impl Daemon {
@@ -68,8 +69,10 @@ impl Daemon {
         }
         fs::write(directory.path().join("escp.conf"), config).unwrap();
         reachable(directory.path(), Path::new(env!("CARGO_BIN_EXE_escpd")));
-        let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        Self { socket: run.join("escpd.sock"), ports: free_ports(3), metrics, child: None, directory }
+        let (first, reserved) = free_ports(4);
+        let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, first + 3));
+        let socket = run.join("escpd.sock");
+        Self { socket, ports: (first, first + 2), metrics, child: None, directory, _reserved: reserved }
     }
 
     /// A running daemon.
@@ -111,7 +114,7 @@ impl Daemon {
         });
     }
 
-    fn log_path(&self) -> PathBuf {
+    pub(crate) fn log_path(&self) -> PathBuf {
         self.directory.path().join("log")
     }
 
@@ -232,7 +235,7 @@ impl Party {
     }
 
     /// Waits for the report on one file.
-    pub(crate) async fn reported(&mut self) -> u64 {
+    pub(crate) async fn reported(&mut self) -> FileCheck {
         loop {
             match self.next().await {
                 Event::Files(reports) => return *reports[0].outcome.as_ref().unwrap(),
@@ -272,22 +275,8 @@ pub(crate) async fn open(mut engine: EngineHandle, options: JobOptions) -> Party
 }
 
 pub(crate) fn options(session: u8, side: Side, direction: Direction, kind: EngineKind) -> JobOptions {
-    JobOptions {
-        session: SessionId([session; 16]),
-        secret: Secret([session ^ 0xff; 32]),
-        side,
-        direction,
-        kind,
-        listen: None,
-        streams: 2,
-        block_size: BLOCK,
-        depth: 4,
-        compress: None,
-        checksum: true,
-        durable: true,
-        rate_limit: None,
-        cpus: Vec::new(),
-    }
+    let (id, secret) = (SessionId([session; 16]), Secret([session ^ 0xff; 32]));
+    JobOptions { kind, streams: 2, block_size: BLOCK, ..JobOptions::new(id, secret, side, direction) }
 }
 
 /// Waits for something that has to happen.
@@ -326,16 +315,18 @@ fn http(address: SocketAddr, path: &str) -> Option<String> {
     Some(answer)
 }
 
-/// First and last of some ports that nobody uses: below the range the kernel takes ports of dialling
-/// sockets from, else another test's connection could have one of them.
-fn free_ports(count: u16) -> (u16, u16) {
+/// The first of some TCP ports that nobody uses: below the range the kernel takes ports of dialling sockets from,
+/// else another test's connection could have one of them. Other tests keep away from them as long as the UDP
+/// socket of that number lives.
+fn free_ports(count: u16) -> (u16, UdpSocket) {
     // Tests of one process, and of others, begin at different places.
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let turn = std::process::id().wrapping_mul(97) + NEXT.fetch_add(1, Relaxed);
         let first = 18_000 + u16::try_from(turn % 1500).unwrap() * 8;
+        let Ok(reserved) = UdpSocket::bind((Ipv4Addr::LOCALHOST, first)) else { continue };
         if (first..first + count).all(|port| TcpListener::bind(("::", port)).is_ok()) {
-            return (first, first + count - 1);
+            return (first, reserved);
         }
     }
 }

@@ -7,6 +7,7 @@ use super::space::Space;
 use crate::link::TransferOptions;
 use crate::pool::{Pool, Pulse};
 use crate::storage::Memory;
+use escp_engine_api::FileCheck;
 use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -50,7 +51,7 @@ pub(super) type MadeEntry = (u64, Result<Option<Box<Made>>, String>);
 pub(super) enum Done {
     Made(Vec<MadeEntry>),
     /// Entry number, and the check value.
-    Published(Vec<(u64, Result<u64, String>)>),
+    Published(Vec<(u64, Result<FileCheck, String>)>),
     /// The directory's own number.
     Finished(Vec<(u64, Result<(), String>)>),
     /// Entry number, text, whether data was altered.

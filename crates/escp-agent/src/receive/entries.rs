@@ -3,6 +3,7 @@
 use super::create::Made;
 use super::directory::Directory;
 use crate::path::PathNode;
+use escp_engine_api::FileCheck;
 use escp_proto::agent::{Attributes, ROOT};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,9 +20,9 @@ pub(super) struct Incoming {
     /// The engine has it; until it reports it, the engine may still use it.
     pub(super) reported: bool,
     /// Check value of what the engine wrote.
-    pub(super) check: Option<u64>,
+    pub(super) check: Option<FileCheck>,
     /// Check value of what the sender read.
-    pub(super) digest: Option<u64>,
+    pub(super) digest: Option<FileCheck>,
     /// It failed, and its temporary file is being removed.
     pub(super) failing: bool,
     /// The sender was told how it ended.

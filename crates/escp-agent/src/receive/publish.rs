@@ -6,6 +6,7 @@ use super::space::{Space, free};
 use crate::link::TransferOptions;
 use crate::pool::Pulse;
 use crate::reason::why;
+use escp_engine_api::FileCheck;
 use escp_proto::agent::Attributes;
 use rustix::fs::{Dir, Mode, OFlags, fchmod, fstat, futimens, openat, renameat};
 use rustix::io::Errno;
@@ -23,7 +24,7 @@ pub(super) struct Complete {
     pub(super) made: Made,
     pub(super) attributes: Attributes,
     /// Its check value.
-    pub(super) check: u64,
+    pub(super) check: FileCheck,
 }
 
 /// A directory whose children are all done with.
@@ -45,7 +46,7 @@ pub(super) fn publish(
     umask: u32,
     space: &Space,
     pulse: &Pulse,
-) -> Vec<(u64, Result<u64, String>)> {
+) -> Vec<(u64, Result<FileCheck, String>)> {
     let mut placed = Vec::with_capacity(files.len());
     for file in files {
         let Complete { number, made, attributes, check } = file;

@@ -4,6 +4,7 @@ use super::crew::{Discarded, Done, Job, MadeEntry};
 use super::entries::Entries;
 use super::publish::{Complete, Full};
 use super::target::Target;
+use crate::check;
 use crate::escape::{escaped, foreign_text};
 use crate::exchange::{Exchange, MAX_FOREIGN, Role, Step, observe};
 use crate::limits;
@@ -12,7 +13,9 @@ use crate::path::PathNode;
 use crate::pool::Pool;
 use crate::tally::{FailedFile, Tally};
 use escp_crypto::ListDigest;
-use escp_engine_api::{Command, Event, FileError, FileReport, FileSpec, MAX_BATCH, Stage, Summary};
+use escp_engine_api::{
+    Command, Event, FileCheck, FileError, FileReport, FileSpec, MAX_BATCH, Stage, Summary,
+};
 use escp_proto::agent::{AgentMessage, EntryFailure, EntryResult, FileDigest, messages};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -271,8 +274,8 @@ impl Receiver<'_> {
             return;
         }
         match outcome {
-            Ok(check) => {
-                file.digest = Some(check);
+            Ok(word) => {
+                file.digest = Some(check::from_wire(word, self.options.checksum));
                 self.complete_if_verified(number);
             }
             Err(text) => {
@@ -296,7 +299,7 @@ impl Receiver<'_> {
         }
         if checksum && check != digest {
             let text = format!(
-                "was altered on the way: its CRC-64 is {digest:016x} at the other side and {check:016x} here"
+                "was altered on the way: its check value is {digest} at the other side and {check} here"
             );
             self.give_up(number, FileError { stage: Stage::Verify, errno: 0, text }, true);
             return;
@@ -327,12 +330,12 @@ impl Receiver<'_> {
         self.discarded.push(Discarded { number, made, text, errno: error.errno, integrity });
     }
 
-    fn published(&mut self, number: u64, outcome: Result<u64, String>) {
+    fn published(&mut self, number: u64, outcome: Result<FileCheck, String>) {
         self.settle(number, outcome.map_err(|text| (text, false)));
     }
 
     /// The last word about a file.
-    fn settle(&mut self, number: u64, outcome: Result<u64, (String, bool)>) {
+    fn settle(&mut self, number: u64, outcome: Result<FileCheck, (String, bool)>) {
         let Some(file) = self.entries.file(number) else { return };
         file.answered = true;
         let (size, reported, node) = (file.size, file.reported, Arc::clone(&file.node));
@@ -340,9 +343,10 @@ impl Receiver<'_> {
             Ok(check) => {
                 self.tally.files += 1;
                 self.tally.bytes = self.tally.bytes.saturating_add(size);
-                self.list.add(number, size, check);
+                let word = check::to_wire(check);
+                self.list.add(number, size, word);
                 self.observer.published(&node.path());
-                self.answer(number, Ok(check));
+                self.answer(number, Ok(word));
             }
             Err((text, integrity)) => {
                 let failure = self.failure(number, &node, text, integrity);

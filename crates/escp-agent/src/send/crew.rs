@@ -8,6 +8,7 @@ use crate::limits;
 use crate::link::TransferOptions;
 use crate::pool::{Pool, Pulse, join_while};
 use crate::storage::Memory;
+use escp_engine_api::FileCheck;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -17,7 +18,7 @@ enum Job {
     /// Open these; `batch` counts from 0.
     Open { batch: u64, found: Vec<Found> },
     /// These were read, with these check values.
-    Recheck(Vec<(u64, u64, Arc<Original>)>),
+    Recheck(Vec<(u64, FileCheck, Arc<Original>)>),
 }
 
 /// What the threads answer.
@@ -28,7 +29,7 @@ pub(super) enum Done {
     /// The walk is over; it gave so many batches.
     Walked { batches: u64 },
     /// Number, check value, and whether the file is still what it was.
-    Rechecked(Vec<(u64, u64, Result<(), String>)>),
+    Rechecked(Vec<(u64, FileCheck, Result<(), String>)>),
 }
 
 /// The threads of a sending session. Dropping it ends them.
@@ -75,7 +76,7 @@ impl Crew {
     }
 
     /// Has files looked at again that were read with these check values.
-    pub(super) fn recheck(&self, files: Vec<(u64, u64, Arc<Original>)>) {
+    pub(super) fn recheck(&self, files: Vec<(u64, FileCheck, Arc<Original>)>) {
         self.pool.give(Job::Recheck(files));
     }
 }

@@ -3,6 +3,7 @@
 use super::Source;
 use super::crew::{Crew, Done};
 use super::open::{Offered, OpenedFile, Original};
+use crate::check;
 use crate::escape::{escaped, foreign_text};
 use crate::exchange::{Exchange, MAX_FOREIGN, Role, Step, observe};
 use crate::limits;
@@ -10,7 +11,7 @@ use crate::link::{Link, Observer, SessionError, TransferOptions};
 use crate::path::PathNode;
 use crate::tally::{FailedFile, Tally};
 use escp_crypto::ListDigest;
-use escp_engine_api::{Command, Event, Extent, FileReport, FileSpec, MAX_BATCH, Summary};
+use escp_engine_api::{Command, Event, Extent, FileCheck, FileReport, FileSpec, MAX_BATCH, Summary};
 use escp_proto::agent::{
     AgentMessage, Entry, EntryFailure, EntryKind, EntryResult, FileDigest, ROOT, Scanned, SourceFailure,
     messages,
@@ -40,7 +41,7 @@ struct SentFile {
     original: Option<Arc<Original>>,
     engine: AtEngine,
     /// Its check value, once it was read and had not changed.
-    check: Option<u64>,
+    check: Option<FileCheck>,
     /// Why what was read is not good.
     fault: Option<String>,
     /// The receiver is done with it.
@@ -78,7 +79,8 @@ struct Sender<'a> {
     credit: u64,
     window: u64,
     scanned: Scanned,
-    scan_said: Instant,
+    /// When the other side was last told; it hears of the first files before it is offered them.
+    scan_said: Option<Instant>,
     no_more: bool,
 }
 
@@ -120,7 +122,7 @@ pub async fn send_files(
         credit: 0,
         window,
         scanned: Scanned { files: 0, bytes: 0, complete: false },
-        scan_said: Instant::now(),
+        scan_said: None,
         no_more: false,
     };
     loop {
@@ -215,11 +217,10 @@ impl Sender<'_> {
                 }
             }
         }
-        messages(entries).try_for_each(|message| self.exchange.say(&message))?;
-        if self.scan_said.elapsed() >= SCAN_EVERY {
+        if self.scanned.files > 0 && self.scan_said.is_none_or(|said| said.elapsed() >= SCAN_EVERY) {
             self.say_scanned()?;
         }
-        Ok(())
+        messages(entries).try_for_each(|message| self.exchange.say(&message))
     }
 
     fn number_of(&self, directory: u64) -> u64 {
@@ -249,7 +250,7 @@ impl Sender<'_> {
     }
 
     fn say_scanned(&mut self) -> Result<(), SessionError> {
-        self.scan_said = Instant::now();
+        self.scan_said = Some(Instant::now());
         self.observer.scanned(self.scanned.files, self.scanned.bytes, self.scanned.complete);
         self.exchange.say(&AgentMessage::Scanned(self.scanned))
     }
@@ -288,7 +289,7 @@ impl Sender<'_> {
                 (Ok(check), Some(original)) => read.push((number, check, Arc::clone(original))),
                 (Ok(check), None) => {
                     sent.check = Some(check);
-                    digests.push(FileDigest { number, outcome: Ok(check) });
+                    digests.push(FileDigest { number, outcome: Ok(check::to_wire(check)) });
                 }
                 (Err(error), _) => digests.push(sent.disown(error.to_string())),
             }
@@ -300,14 +301,14 @@ impl Sender<'_> {
     }
 
     /// These were looked at again.
-    fn rechecked(&mut self, files: Vec<(u64, u64, Result<(), String>)>) -> Result<(), SessionError> {
+    fn rechecked(&mut self, files: Vec<(u64, FileCheck, Result<(), String>)>) -> Result<(), SessionError> {
         let mut digests = Vec::with_capacity(files.len());
         for (number, check, outcome) in files {
             let Some(Sent::File(sent)) = self.entries.get_mut(&number) else { continue };
             digests.push(match outcome {
                 Ok(()) => {
                     sent.check = Some(check);
-                    FileDigest { number, outcome: Ok(check) }
+                    FileDigest { number, outcome: Ok(check::to_wire(check)) }
                 }
                 Err(text) => sent.disown(text),
             });
@@ -317,22 +318,23 @@ impl Sender<'_> {
 
     /// The receiver is done with an entry.
     fn done(&mut self, result: EntryResult) {
-        let theirs = match result.outcome {
-            Ok(check) => check,
+        let word = match result.outcome {
+            Ok(word) => word,
             Err(failure) => return self.failed_there(failure),
         };
+        let theirs = check::from_wire(word, self.options.checksum);
         match self.entries.get(&result.number) {
             Some(Sent::Directory(_)) => self.tally.directories += 1,
             Some(Sent::File(sent)) if !self.options.checksum || sent.check == Some(theirs) => {
                 self.tally.files += 1;
                 self.tally.bytes = self.tally.bytes.saturating_add(sent.spec.size);
-                self.list.add(result.number, sent.spec.size, theirs);
+                self.list.add(result.number, sent.spec.size, word);
                 self.observer.published(&sent.node.path());
             }
             Some(Sent::File(sent)) => {
+                let ours = sent.check.unwrap_or(FileCheck::Off);
                 let text = format!(
-                    "was altered on the way: its CRC-64 is {:016x} here and {theirs:016x} at the other side",
-                    sent.check.unwrap_or(0)
+                    "was altered on the way: its check value is {ours} here and {theirs} at the other side"
                 );
                 let path = sent.node.path();
                 self.fail(FailedFile { host: String::new(), path, text, integrity: true });

@@ -5,8 +5,8 @@ use escp_agent::link::{HangUp, Link, Observer, SessionError, TransferOptions};
 use escp_agent::tally::{FailedFile, Tally};
 use escp_agent::{Source, Target, receive_files, send_files};
 use escp_engine_api::{
-    Command, EngineHandle, EnginePort, Event, Extent, ExtentKind, Failure, Fault, FileError, FileReport,
-    FileSpec, Stage, Summary, engine_pair,
+    Command, EngineHandle, EnginePort, Event, Extent, ExtentKind, Failure, Fault, FileCheck, FileError,
+    FileReport, FileSpec, Stage, Summary, engine_pair,
 };
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -195,7 +195,7 @@ impl Engine {
     fn sent_whole(&mut self, number: u64) {
         let taken = self.files.remove(&number).unwrap();
         let _ = self.to_peer.send(Wire::Whole { file: number });
-        self.report(number, Ok(taken.check));
+        self.report(number, Ok(FileCheck::Crc64(taken.check)));
     }
 
     fn wire(&mut self, wire: Wire) {
@@ -225,7 +225,7 @@ impl Engine {
                     open.set_len(taken.spec.size).unwrap();
                 }
                 let corrupt = u64::from(self.faults.corrupt == Some(file));
-                self.report(file, Ok(taken.check ^ corrupt));
+                self.report(file, Ok(FileCheck::Crc64(taken.check ^ corrupt)));
             }
             Wire::Finish(summary) => {
                 self.peer_end = Some(summary);
@@ -246,7 +246,7 @@ impl Engine {
         }
     }
 
-    fn report(&mut self, number: u64, outcome: Result<u64, FileError>) {
+    fn report(&mut self, number: u64, outcome: Result<FileCheck, FileError>) {
         self.events.push_back(Event::Files(vec![FileReport { number, outcome }]));
         self.whole += 1;
         if self.faults.lost_after == Some(self.whole) {
