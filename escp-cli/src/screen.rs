@@ -209,7 +209,9 @@ impl Observer for Screen {
         self.bytes.store(bytes, Ordering::Relaxed);
         self.files.store(files, Ordering::Relaxed);
         let mut state = self.state();
-        state.begin();
+        if bytes > 0 || files > 0 {
+            state.begin();
+        }
         state.silence = None;
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 /// How long the orderly way may take: removing temporary files, telling the other side.
 const ORDERLY: Duration = Duration::from_secs(5);
 /// ssh, in the same foreground group, gets Ctrl-C too and may be noticed first.
-const RACE: Duration = Duration::from_millis(100);
+const RACE: Duration = Duration::from_millis(250);
 
 /// A session's way to be stopped.
 pub(crate) struct Stop {
@@ -87,9 +87,7 @@ impl Stop {
         };
         match ended {
             Err(error) if [status::CONNECT, status::LOST].contains(&error.status) => {
-                if self.by_signal().is_none() {
-                    tokio::time::sleep(RACE).await;
-                }
+                let _ = tokio::time::timeout(RACE, self.signalled()).await;
                 Err(self.by_signal().unwrap_or(error))
             }
             ended => ended,
