@@ -17,6 +17,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
+/// Where a service manager says which standard error leads to the journal. Workers inherit both.
+pub(crate) const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
+
 /// The log of this process: what can be changed while it runs.
 #[derive(Debug)]
 pub(crate) struct Logging {
@@ -100,23 +103,31 @@ fn sink(log: &Log) -> Result<(Sink, Option<Arc<LogFile>>), LogError> {
             let journal = tracing_journald::layer().map_err(LogError::Journal)?;
             Ok((journal.with_syslog_identifier("escpd".to_owned()).boxed(), None))
         }
-        LogTarget::Stderr => Ok((lines(log.format, || Clean(io::stderr())), None)),
+        LogTarget::Stderr => Ok((lines(log.format, !goes_to_journal(), || Clean(io::stderr())), None)),
         LogTarget::File(path) => {
             let file = Arc::new(LogFile::open(path)?);
             let writer = Arc::clone(&file);
-            Ok((lines(log.format, move || Clean(SharedFile(Arc::clone(&writer)))), Some(file)))
+            Ok((lines(log.format, true, move || Clean(SharedFile(Arc::clone(&writer)))), Some(file)))
         }
     }
 }
 
-fn lines<W>(format: LogFormat, writer: W) -> Sink
+/// Whether standard error leads to the journal, which keeps the time of each line itself (systemd.exec(5)).
+fn goes_to_journal() -> bool {
+    let said = std::env::var(JOURNAL_STREAM).unwrap_or_default();
+    rustix::fs::fstat(io::stderr()).is_ok_and(|stat| said == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+fn lines<W>(format: LogFormat, timed: bool, writer: W) -> Sink
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let layer = fmt::layer().with_ansi(false).with_writer(writer);
-    match format {
-        LogFormat::Text => layer.boxed(),
-        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    match (format, timed) {
+        (LogFormat::Text, true) => layer.boxed(),
+        (LogFormat::Text, false) => layer.without_time().boxed(),
+        (LogFormat::Json, true) => layer.json().flatten_event(true).boxed(),
+        (LogFormat::Json, false) => layer.json().flatten_event(true).without_time().boxed(),
     }
 }
 

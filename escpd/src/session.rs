@@ -2,6 +2,7 @@
 
 use crate::ledger::{Ledger, SessionResult};
 use crate::link::{self, Start, ToBroker, ToWorker};
+use crate::logging::JOURNAL_STREAM;
 use crate::routes::RouteTable;
 use escp_crypto::RouteKey;
 use escp_engine::AcceptedLane;
@@ -171,6 +172,7 @@ fn worker_command(channel: OwnedFd) -> Command {
         .arg(crate::worker::ARGUMENT)
         .arg(std::process::id().to_string())
         .env_clear()
+        .envs(std::env::var_os(JOURNAL_STREAM).map(|stream| (JOURNAL_STREAM, stream)))
         .current_dir("/")
         .stdin(Stdio::from(channel))
         .stdout(Stdio::null())

@@ -128,3 +128,31 @@ async fn data_ports_outlive_the_daemon_in_the_managers_store() {
     drop(waiting);
     daemon.pair(1, EngineKind::Posix).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_for_the_journal_leave_the_time_to_it() {
+    use std::os::unix::fs::MetadataExt;
+    // With a time of their own, whatever the variable says of another file.
+    for (journal, stamped) in [(true, false), (false, true)] {
+        let mut daemon = Daemon::prepared("log:\n  level: debug\n");
+        std::fs::write(daemon.log_path(), "").unwrap();
+        let log = std::fs::metadata(daemon.log_path()).unwrap();
+        let inode = if journal { log.ino() } else { log.ino() + 1 };
+        let mut command = daemon.command();
+        command.env("JOURNAL_STREAM", format!("{}:{inode}", log.dev()));
+        daemon.launch(command);
+        let (near, far) = daemon.pair(1, EngineKind::Posix).await;
+        drop((near, far));
+        // A line of the broker's and one of a worker's.
+        until("both have spoken", || {
+            ["session started", "session failed", "the agent hung up"]
+                .iter()
+                .filter(|line| daemon.log().contains(**line))
+                .count()
+                >= 2
+        });
+        for line in daemon.log().lines() {
+            assert_eq!(line.starts_with("20"), stamped, "{line}");
+        }
+    }
+}
