@@ -1,7 +1,8 @@
-//! The project's own tasks: demo, test, bench, tidy.
+//! The project's own tasks: demo, test, bench, fuzz, tidy.
 
 mod bench;
 mod demo;
+mod fuzz;
 mod run;
 mod test;
 mod tidy;
@@ -13,8 +14,9 @@ const USAGE: &str = "\
 Usage: cargo xtask <task>
 
   demo    real data from disk to disk through two escpd and a real ssh, there and back, verified
-  test    everything CI checks: format, lints, documentation, tidy, dependencies, every test
+  test    everything CI checks: format, lints, documentation, tidy, dependencies, some fuzzing, every test
   bench   the benchmarks; says what it measures
+  fuzz    every decoder of foreign bytes, a minute each or so many seconds
   tidy    the rules of the tree that no compiler checks
 ";
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(&rest),
         "test" => test::run(&rest),
         "bench" => bench::run(&rest),
+        "fuzz" => fuzz::run(&rest),
         "tidy" => tidy::run(&rest),
         "" | "help" | "-h" | "--help" => {
             run::say(USAGE);

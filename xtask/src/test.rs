@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything CI checks.
 
-use crate::{run, tidy, tools};
+use crate::{fuzz, run, tidy, tools};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,8 +41,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         ]))
     });
     check("programs", &mut || {
-        run::succeed(run::cargo().args(["build", "--locked", "--workspace", "--bins"]))
+        // As the tests build them, so that no test has to wait for it.
+        escp_testkit::programs::installed().map(drop).map_err(|trouble| format!("{trouble:?}"))
     });
+    check("fuzzing", &mut fuzz::smoke);
     if !failed.is_empty() {
         run::complain(&format!("FAILED so far: {}; the tests follow", failed.join(", ")));
     }
