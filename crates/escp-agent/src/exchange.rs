@@ -4,7 +4,7 @@
 use crate::escape::foreign_text;
 use crate::link::{Link, Observer, SessionError};
 use crate::status;
-use escp_engine_api::{Command, Event, Failure, Summary};
+use escp_engine_api::{Command, Event, Failure, Fault, Summary};
 use escp_proto::agent::{Accept, AgentMessage, Request, Transfer};
 use escp_proto::conversation::Conversation;
 use escp_proto::{ProtocolError, Side};
@@ -194,10 +194,13 @@ impl<'a> Exchange<'a> {
         self.leave(SessionError { status: status::INTEGRITY, text }).await
     }
 
-    /// Tells the peer why the session ends, if that can be done quickly, and passes the error on.
+    /// Tells the peer why the session ends, if that can be done quickly, and passes the error on: or the engine's
+    /// own, where it found data altered and the peer, told of that by the engine, left before the engine's word
+    /// was heard here.
     pub(crate) async fn leave(&mut self, error: SessionError) -> SessionError {
         self.outbox.clear();
         let engine = &mut self.link.engine;
+        let mut found = None;
         let farewell = async {
             let abort = Command::Abort { reason: error.text.clone() };
             loop {
@@ -209,14 +212,26 @@ impl<'a> Exchange<'a> {
                         }
                         break;
                     }
-                    event = engine.events.recv() => if event.is_none() { break },
+                    event = engine.events.recv() => match event {
+                        None => break,
+                        Some(Event::Failed(failure)) => found = Some(failure),
+                        Some(_) => {}
+                    },
                 }
             }
-            while engine.events.recv().await.is_some() {}
+            while let Some(event) = engine.events.recv().await {
+                if let Event::Failed(failure) = event {
+                    found = Some(failure);
+                }
+            }
         };
         // An engine that does not end in time is ended by dropping its queues.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
-        error
+        let found = found.filter(|failure| failure.fault == Fault::Integrity);
+        found
+            .map(|failure| session_error(&failure))
+            .filter(|own| status::graver(own.status, error.status))
+            .unwrap_or(error)
     }
 }
 

@@ -417,6 +417,17 @@ async fn a_hang_up_stops_at_once_and_cleans_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lost_channel_does_not_hide_what_the_engine_found() {
+    let Puppet { root: _root, commands: _commands, events, raise, ended } = Puppet::receiver();
+    raise.send(Some(HangUp { status: 4, text: "the control channel ended".into() })).unwrap();
+    let failure = Failure { fault: Fault::Integrity, text: "data was altered".into() };
+    events.send(Event::Failed(failure)).await.unwrap();
+    drop(events);
+    let error = ended.await.unwrap().unwrap_err();
+    assert_eq!((error.status, error.text.as_str()), (5, "data was altered"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_session_removes_temporary_files() {
     let mut puppet = Puppet::receiver();
     let entries = (1..=50).map(|number| file(number, ROOT, &format!("f{number}"))).collect();
