@@ -11,6 +11,7 @@ use escp_config::{Config, Engine, PortRange, parse_rate, parse_size};
 use escp_engine_api::{EngineKind, MAX_BLOCK_SIZE, MAX_STREAMS, MIN_BLOCK_SIZE};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::thread;
 use std::time::Duration;
 
 /// Highest zstd level of `-C` where the configuration names none: those above need several times the memory and
@@ -201,13 +202,10 @@ fn job(args: &Args, config: &Config, kinds: &Kinds, ends: Ends) -> Result<NearJo
     let speed = &args.speed;
     let sends = matches!(ends.transfer, NearTransfer::Upload { .. });
     let (near_kind, far_kind) = kinds.near_and_far(sends);
-    let streams = match speed.parallel {
-        None => config.streams,
-        Some(streams) if (1..=MAX_STREAMS).contains(&streams) => streams,
-        Some(streams) => {
-            return Err(format!("-t {streams}: 1 to {MAX_STREAMS} data connections are possible"));
-        }
-    };
+    let cpus = config.cpus().map_err(|error| error.to_string())?;
+    let cores =
+        if cpus.is_empty() { thread::available_parallelism().map_or(1, usize::from) } else { cpus.len() };
+    let (streams, streams_on_one_machine) = streams(speed.parallel, config.streams, cores)?;
     let block_size = block_size(speed.blocksize.as_deref())?.unwrap_or(config.block_size);
     let depth = match speed.depth {
         Some(depth) if !(2..=64).contains(&depth) => return Err(format!("--depth {depth}: 2 to 64")),
@@ -237,14 +235,25 @@ fn job(args: &Args, config: &Config, kinds: &Kinds, ends: Ends) -> Result<NearJo
         near_kind,
         far_kind,
         streams,
+        streams_on_one_machine,
         depth,
         compress: if args.speed.compress { config.compress.or(Some(DEFAULT_LEVEL)) } else { config.compress },
         rate_limit,
-        cpus: config.cpus().map_err(|error| error.to_string())?,
+        cpus,
         far_ports: far_ports(speed, config)?,
         family,
         verbose: args.messages.verbose,
     })
+}
+
+/// Data connections in general, and where both ends share this machine's cores: more than they can serve would
+/// only take turns (with four instead of one, a machine of two cores is a quarter slower).
+fn streams(asked: Option<u16>, usual: u16, cores: usize) -> Result<(u16, u16), String> {
+    match asked {
+        None => Ok((usual, u16::try_from(cores / 2).unwrap_or(u16::MAX).clamp(1, usual))),
+        Some(streams) if (1..=MAX_STREAMS).contains(&streams) => Ok((streams, streams)),
+        Some(streams) => Err(format!("-t {streams}: 1 to {MAX_STREAMS} data connections are possible")),
+    }
 }
 
 /// `-l`: Kbit/s, or with a unit bits per second.

@@ -94,6 +94,16 @@ fn rates_sizes_and_ports_mean_what_they_say() {
 }
 
 #[test]
+fn one_machine_gets_no_more_streams_than_it_serves() {
+    for (asked, cores, want) in
+        [(None, 1, (4, 1)), (None, 2, (4, 1)), (None, 4, (4, 2)), (None, 64, (4, 4)), (Some(3), 2, (3, 3))]
+    {
+        assert_eq!(streams(asked, 4, cores), Ok(want), "{asked:?} on {cores} cores");
+    }
+    assert!(streams(Some(0), 4, 2).is_err() && streams(Some(257), 4, 2).is_err());
+}
+
+#[test]
 fn engines_are_chosen_per_role_not_per_host() {
     let kinds = |line: &str| {
         let job = planned(line).unwrap().job;

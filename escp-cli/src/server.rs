@@ -45,6 +45,7 @@ async fn serve(
     let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let settings = FarSettings {
         address: far::address_of_connection(&connection),
+        from_here: far::is_from_here(&connection),
         ports: (config.ports.first, config.ports.last),
         cpus: config.cpus().unwrap_or_default(),
         rate_limit: config.limits.rate_per_session,

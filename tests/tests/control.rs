@@ -237,6 +237,26 @@ fn a_dead_address_beside_a_live_one() -> Checked {
 }
 
 #[test]
+fn one_machine_gets_no_more_connections_than_it_serves() -> Checked {
+    need_root!();
+    let cores = std::thread::available_parallelism()?.get();
+    // With stream 0, which carries no file data.
+    let shared = 1 + (cores / 2).clamp(1, 4);
+    for (plan, flags, lanes) in [
+        (Plan::new(Host::Embedded, Host::Daemon), &["-v"][..], shared),
+        (Plan::new(Host::Embedded, Host::Daemon), &["-v", "-t", "7"], 8),
+    ] {
+        let world = plan.start()?;
+        with_source(&world)?;
+        let outcome = Way::Up.escp(&world, flags, &["a"], "a").succeed()?;
+        let told = format!(": {lanes} data connections");
+        ensure!(outcome.stderr.contains(&told), "not {lanes}: {}", outcome.told());
+        compare::same_sha256(&world.near.join("a"), &world.far.join("a"))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn over_ipv6() -> Checked {
     need_root!();
     let world = World::start(Host::Embedded, Host::Daemon)?;

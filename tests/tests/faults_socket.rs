@@ -266,8 +266,15 @@ fn the_far_agent_survives_whoever_speaks_to_it() -> Checked {
     need_root!();
     let world = World::start(Host::Embedded, Host::Embedded)?;
     let version = escp_proto::VERSION;
-    let hello = Hello { lowest: version, highest: version, features: 0, session: [1; 16], random: [2; 32] }
-        .encode_frame();
+    let hello = Hello {
+        lowest: version,
+        highest: version,
+        features: 0,
+        session: [1; 16],
+        random: [2; 32],
+        machine: [0; 16],
+    }
+    .encode_frame();
     let after = |bytes: &[u8]| [hello.as_slice(), bytes].concat();
     let mut noise = vec![0; 100_000];
     tree::Noise::new(5).fill(&mut noise);

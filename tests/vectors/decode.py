@@ -63,8 +63,10 @@ def epochs(secret):
 
 
 def hello(frame):
-    length, magic, lowest, highest, _features, session, random = struct.unpack(">I8sHHQ16s32s", frame)
-    same("hello", (length, magic, lowest, highest), (68, b"escp-ctl", 2, 2))
+    length, magic, lowest, highest, _features, session, random, _machine = struct.unpack(
+        ">I8sHHQ16s32s16s", frame
+    )
+    same("hello", (length, magic, lowest, highest), (84, b"escp-ctl", 2, 2))
     return session, random
 
 

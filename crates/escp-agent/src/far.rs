@@ -38,6 +38,8 @@ const PEER: &str = "the near side";
 pub struct FarSettings {
     /// The address that ssh came in on; see [`address_of_connection`].
     pub address: Option<IpAddr>,
+    /// ssh came from the address that it came in on; see [`is_from_here`].
+    pub from_here: bool,
     /// Ports of an embedded engine, first and last, unless the job names others.
     pub ports: (u16, u16),
     /// CPUs of this host's data threads; empty: all.
@@ -58,6 +60,14 @@ pub struct FarSettings {
 #[must_use]
 pub fn address_of_connection(ssh_connection: &str) -> Option<IpAddr> {
     ssh_connection.split_ascii_whitespace().nth(2)?.parse().ok()
+}
+
+/// Whether `$SSH_CONNECTION` names one address as both ends. Namespaces and forwarded ports make that happen
+/// between machines and distances, too, or keep it from happening on one: it is a hint, good for speed alone.
+#[must_use]
+pub fn is_from_here(ssh_connection: &str) -> bool {
+    let mut words = ssh_connection.split_ascii_whitespace();
+    words.next().is_some_and(|client| words.nth(1) == Some(client))
 }
 
 /// Serves one session: from the near side's hello to the agreed end.
@@ -86,7 +96,7 @@ where
     let greeted = tokio::select! {
         biased;
         error = hung_up(&mut stop) => Err(error),
-        greeted = greet(&mut reader, &mut writer) => greeted,
+        greeted = greet(&mut reader, &mut writer, settings.from_here) => greeted,
     };
     let (session, master, job) = match greeted {
         Ok(greeted) => greeted,
@@ -122,6 +132,7 @@ where
 async fn greet<R, W>(
     reader: &mut ControlReader<R>,
     writer: &mut ControlWriter<W>,
+    from_here: bool,
 ) -> Result<(SessionId, MasterSecret, Job), SessionError>
 where
     R: AsyncRead + Unpin,
@@ -130,7 +141,9 @@ where
     let lost = |error: ControlError| error.for_session(PEER);
     let (near, near_frame) = reader.hello(GREETING_DEADLINE).await.map_err(lost)?;
     let random = establish::random_bytes().map_err(|error| lost(error.into()))?;
-    let hello = Hello { lowest: VERSION, highest: VERSION, features: 0, session: near.session, random };
+    let machine = if from_here { establish::boot_id() } else { [0; 16] };
+    let hello =
+        Hello { lowest: VERSION, highest: VERSION, features: 0, session: near.session, random, machine };
     // Also to a version this one does not speak: the near side then knows what to tell its user.
     let far_frame = writer.hello(&hello).await.map_err(lost)?;
     hello.agree(&near).map_err(|error| SessionError { status: status::CONNECT, text: error.to_string() })?;

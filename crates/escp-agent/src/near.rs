@@ -52,6 +52,8 @@ pub struct NearJob {
     pub far_kind: EngineKind,
     /// Data streams, 1 to [`escp_engine_api::MAX_STREAMS`].
     pub streams: u16,
+    /// Data streams where both ends turn out to be one machine and share its cores.
+    pub streams_on_one_machine: u16,
     /// Blocks in flight per stream, 2 to 64.
     pub depth: u16,
     /// Highest zstd level of the sender, if it is to compress.
@@ -113,6 +115,7 @@ pub struct Greeted<R, W> {
     writer: ControlWriter<W>,
     session: SessionId,
     master: MasterSecret,
+    one_machine: bool,
 }
 
 /// Exchanges hellos. `deadline` includes whatever ssh asks the user.
@@ -128,7 +131,8 @@ where
         (ControlReader::new(reader, escp_proto::Side::Near), ControlWriter::new(writer));
     let random = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
     let session = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
-    let hello = Hello { lowest: VERSION, highest: VERSION, features: 0, session, random };
+    let machine = establish::boot_id();
+    let hello = Hello { lowest: VERSION, highest: VERSION, features: 0, session, random, machine };
     // A broken pipe here says less than what can be read: a banner, or nothing.
     let near_frame = match writer.hello(&hello).await {
         Ok(frame) => frame,
@@ -146,7 +150,8 @@ where
         return Err(GreetError::Broken(ProtocolError::Malformed("hello: another session's id").into()));
     }
     let master = MasterSecret::from_hellos(&near_frame, &far_frame, &hello.random, &far.random);
-    Ok(Greeted { reader, writer, session: SessionId(session), master })
+    let one_machine = hello.shares_machine_with(&far);
+    Ok(Greeted { reader, writer, session: SessionId(session), master, one_machine })
 }
 
 /// Carries the session from the hellos to its agreed end.
@@ -159,7 +164,7 @@ where
 pub async fn run<R, W, E>(
     greeted: Greeted<R, W>,
     engine: E,
-    job: NearJob,
+    mut job: NearJob,
     hang_up: watch::Sender<Option<HangUp>>,
     observer: Arc<dyn Observer>,
 ) -> Result<Tally, SessionError>
@@ -168,7 +173,10 @@ where
     W: AsyncWrite + Unpin,
     E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
 {
-    let Greeted { mut reader, mut writer, session, master } = greeted;
+    let Greeted { mut reader, mut writer, session, master, one_machine } = greeted;
+    if one_machine {
+        job.streams = job.streams_on_one_machine;
+    }
     let options = job.engine_options(session, &master);
     drop(master);
     let mut stop = hang_up.subscribe();

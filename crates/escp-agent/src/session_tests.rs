@@ -11,7 +11,7 @@ use escp_engine_api::{
     Command, EngineHandle, EngineKind, Event, Failure, Fault, JobOptions, Opened, Side, engine_pair,
 };
 use escp_proto::agent::{AgentMessage, Request, Transfer};
-use escp_proto::control::{ControlFailure, ControlMessage, Hello, Listening};
+use escp_proto::control::{ControlFailure, ControlMessage, FULL_HELLO_LEN, Hello, Listening};
 use escp_proto::{ProtocolError, VERSION};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,7 +33,7 @@ impl Observer for Silent {
 }
 
 fn hello(lowest: u16, highest: u16, session: [u8; 16]) -> Hello {
-    Hello { lowest, highest, features: 0, session, random: [7; 32] }
+    Hello { lowest, highest, features: 0, session, random: [7; 32], machine: [0; 16] }
 }
 
 fn near_job() -> NearJob {
@@ -57,6 +57,7 @@ fn near_job() -> NearJob {
         near_kind: EngineKind::Posix,
         far_kind: EngineKind::Uring,
         streams: 3,
+        streams_on_one_machine: 3,
         depth: 4,
         compress: None,
         rate_limit: None,
@@ -69,6 +70,7 @@ fn near_job() -> NearJob {
 
 fn far_settings() -> FarSettings {
     FarSettings {
+        from_here: false,
         address: Some("127.0.0.1".parse().unwrap()),
         ports: (1, 2),
         cpus: Vec::new(),
@@ -159,7 +161,7 @@ async fn greeted() -> (Greeted<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>,
     let (near_reader, near_writer) = split(near);
     let far_side = async {
         let (mut reader, mut writer) = split(far);
-        let mut frame = [0; 72];
+        let mut frame = [0; 4 + FULL_HELLO_LEN];
         reader.read_exact(&mut frame).await.unwrap();
         let theirs = Hello::decode_body(&frame[4..]).unwrap();
         let answer = hello(VERSION, VERSION, theirs.session).encode_frame();
@@ -359,9 +361,9 @@ async fn the_far_side_answers_a_foreign_version_with_its_own_hello_and_the_reaso
     let (error, said, asked) = far_against(&hello(9, 9, [3; 16]).encode_frame(), true).await;
     assert_eq!(error.status, status::CONNECT);
     assert!(error.text.contains("peer speaks escp protocol 9, this is 2"), "{error}");
-    let ours = Hello::decode_body(&said[4..72]).unwrap();
+    let ours = Hello::decode_body(&said[4..4 + FULL_HELLO_LEN]).unwrap();
     assert_eq!((ours.lowest, ours.highest, ours.session), (VERSION, VERSION, [3; 16]));
-    assert!(said.len() > 72, "and a sentence");
+    assert!(said.len() > 4 + FULL_HELLO_LEN, "and a sentence");
     assert!(asked.options.lock().unwrap().is_none(), "no engine was opened");
 }
 
@@ -475,6 +477,8 @@ async fn a_writer_whose_reader_is_gone_says_so() {
 
 #[test]
 fn the_address_ssh_came_in_on() {
+    assert!(far::is_from_here("10.0.0.1 50000 10.0.0.1 22"));
+    assert!(!far::is_from_here("10.0.0.1 50000 10.0.0.2 22") && !far::is_from_here(""));
     let address = |text: &str| far::address_of_connection(text).map(|address| address.to_string());
     assert_eq!(address("10.0.0.1 55555 10.0.0.2 22").as_deref(), Some("10.0.0.2"));
     assert_eq!(address("2001:db8::1 55555 2001:db8::2 22").as_deref(), Some("2001:db8::2"));

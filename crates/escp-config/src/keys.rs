@@ -137,7 +137,9 @@ pub static KEYS: &[Key] = &[
         values: "1 to 256",
         reader: Reader::Cli,
         applies: Applies::NextRun,
-        meaning: "TCP connections for file data of one transfer; -t on the command line.",
+        meaning: "TCP connections for file data of one transfer; -t on the command line. Between two ends on one \
+                  machine, which share its cores, escp takes at most half as many as there are cores; -t is \
+                  always taken as it is.",
         set: |c, v| assign(&mut c.streams, number(v, 1..=MAX_STREAMS)),
         get: |c| c.streams.to_string(),
     },

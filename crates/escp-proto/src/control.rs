@@ -21,8 +21,10 @@ use std::net::IpAddr;
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Bytes of a frame's length.
 pub const LENGTH_LEN: usize = 4;
-/// Bytes of a hello body.
+/// Fewest bytes of a hello body: what every version has.
 pub const HELLO_LEN: usize = 68;
+/// Bytes of a hello body with the machine.
+pub const FULL_HELLO_LEN: usize = HELLO_LEN + 16;
 /// First bytes of a hello body.
 pub const MAGIC: [u8; 8] = *b"escp-ctl";
 
@@ -52,7 +54,7 @@ pub const MAX_DEPTH: u16 = 64;
 /// The first frame each way.
 ///
 /// ```text
-/// magic 8 | lowest version 2 | highest version 2 | features 8 | session id 16 | random 32
+/// magic 8 | lowest version 2 | highest version 2 | features 8 | session id 16 | random 32 | machine 16
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -66,6 +68,9 @@ pub struct Hello {
     pub session: [u8; 16],
     /// This side's contribution to the master secret.
     pub random: [u8; 32],
+    /// The boot id of the kernel this side runs on (random(4)), so that the near side learns whether both ends
+    /// share their cores. Zeros: not to be told.
+    pub machine: [u8; 16],
 }
 
 /// What follows the hellos.
@@ -180,19 +185,21 @@ impl Hello {
     /// The whole frame, as it enters the transcript.
     #[must_use]
     pub fn encode_frame(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(LENGTH_LEN + HELLO_LEN);
+        let mut out = Vec::with_capacity(LENGTH_LEN + FULL_HELLO_LEN);
         #[expect(clippy::cast_possible_truncation, reason = "a constant")]
-        out.extend_from_slice(&(HELLO_LEN as u32).to_be_bytes());
+        out.extend_from_slice(&(FULL_HELLO_LEN as u32).to_be_bytes());
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&self.lowest.to_be_bytes());
         out.extend_from_slice(&self.highest.to_be_bytes());
         out.extend_from_slice(&self.features.to_be_bytes());
         out.extend_from_slice(&self.session);
         out.extend_from_slice(&self.random);
+        out.extend_from_slice(&self.machine);
         out
     }
 
-    /// Reads a hello body. A later version may append fields, so more bytes, up to [`MAX_HELLO`], are fine.
+    /// Reads a hello body. A hello may end before the machine, and a later version may append fields, so more
+    /// bytes, up to [`MAX_HELLO`], are fine.
     ///
     /// # Errors
     /// [`ProtocolError`] when it is not a hello.
@@ -215,6 +222,7 @@ impl Hello {
             features: u64::from_be_bytes(std::array::from_fn(|i| fields[12 + i])),
             session: std::array::from_fn(|i| fields[20 + i]),
             random: std::array::from_fn(|i| fields[36 + i]),
+            machine: body[HELLO_LEN..].first_chunk().copied().unwrap_or_default(),
         })
     }
 
@@ -227,6 +235,12 @@ impl Hello {
         let mut frame = vec![0; LENGTH_LEN];
         frame.extend_from_slice(body);
         bounds::with_length(frame)
+    }
+
+    /// Whether both sides run on one machine, as far as both tell.
+    #[must_use]
+    pub fn shares_machine_with(&self, peer: &Self) -> bool {
+        self.machine == peer.machine && self.machine != [0; 16]
     }
 
     /// The highest version both sides speak.

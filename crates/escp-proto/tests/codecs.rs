@@ -10,7 +10,7 @@ use escp_proto::agent::{
     Refusal, SourceFailure, messages,
 };
 use escp_proto::block::{self, BlockHeader};
-use escp_proto::control::{ControlMessage, FrameReader, Hello, LENGTH_LEN, MAX_FRAME};
+use escp_proto::control::{ControlMessage, FrameReader, HELLO_LEN, Hello, LENGTH_LEN, MAX_FRAME};
 use escp_proto::first_packet::{Answer, FirstPacket};
 use escp_proto::message::{COMPRESS_OVER, MAX_BODY_LEN, Message};
 use escp_proto::record::{Iv, MAX_METADATA_LEN};
@@ -178,8 +178,13 @@ proptest! {
         let body = &frame[LENGTH_LEN..];
         prop_assert_eq!(Hello::decode_body(body), Ok(hello.clone()));
         prop_assert_eq!(Hello::frame_of(body), Ok(frame.clone()));
-        prop_assert_eq!(Hello::decode_body(&[body, &later].concat()), Ok(hello));
-        prop_assert!(Hello::decode_body(&body[..body.len() - 1]).is_err());
+        prop_assert_eq!(Hello::decode_body(&[body, &later].concat()), Ok(hello.clone()));
+        // Without the whole machine it is one that does not tell; without what every version has it is none.
+        let untold = Hello { machine: [0; 16], ..hello };
+        prop_assert!(!untold.shares_machine_with(&untold));
+        prop_assert_eq!(Hello::decode_body(&body[..body.len() - 1]), Ok(untold.clone()));
+        prop_assert_eq!(Hello::decode_body(&body[..HELLO_LEN]), Ok(untold));
+        prop_assert!(Hello::decode_body(&body[..HELLO_LEN - 1]).is_err());
     }
 
     #[test]

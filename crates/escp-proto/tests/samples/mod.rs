@@ -151,7 +151,14 @@ pub(crate) fn conversations() -> Vec<Named> {
 
 /// A hello.
 pub(crate) fn hello(random: u8) -> Hello {
-    Hello { lowest: VERSION, highest: VERSION, features: 0, session: [0x5e; 16], random: [random; 32] }
+    Hello {
+        lowest: VERSION,
+        highest: VERSION,
+        features: 0,
+        session: [0x5e; 16],
+        random: [random; 32],
+        machine: [0x3a; 16],
+    }
 }
 
 /// A job.

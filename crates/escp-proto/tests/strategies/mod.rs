@@ -178,18 +178,21 @@ pub(crate) fn agent_message() -> impl Strategy<Value = AgentMessage> {
 
 /// A hello of any version range.
 pub(crate) fn hello() -> impl Strategy<Value = Hello> {
-    any::<(u16, u16, u64, [u8; 16], [u8; 32])>().prop_map(|(a, b, features, session, random)| Hello {
-        lowest: a.min(b),
-        highest: a.max(b),
-        features,
-        session,
-        random,
-    })
+    any::<(u16, u16, u64, [u8; 16], [u8; 32], [u8; 16])>().prop_map(
+        |(a, b, features, session, random, machine)| Hello {
+            lowest: a.min(b),
+            highest: a.max(b),
+            features,
+            session,
+            random,
+            machine,
+        },
+    )
 }
 
 /// A hello as it is.
 pub(crate) fn plain_hello() -> Hello {
-    Hello { lowest: 2, highest: 2, features: 0, session: [1; 16], random: [2; 32] }
+    Hello { lowest: 2, highest: 2, features: 0, session: [1; 16], random: [2; 32], machine: [3; 16] }
 }
 
 fn job() -> impl Strategy<Value = Job> {
