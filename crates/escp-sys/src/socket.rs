@@ -94,7 +94,9 @@ mod tests {
         while near.write(&[0; 65536]).is_ok() {}
         std::thread::sleep(Duration::from_millis(300));
         let busy = sending_time(&near).unwrap() - idle;
-        assert!(busy >= Duration::from_millis(250) && busy <= start.elapsed(), "{busy:?}");
+        // The kernel counts in ticks, of 10 ms at most.
+        let most = start.elapsed() + Duration::from_millis(20);
+        assert!(busy >= Duration::from_millis(250) && busy <= most, "{busy:?}");
     }
 
     #[test]
