@@ -5,7 +5,7 @@ use crate::contender::{Contender, Role, Trip};
 use crate::ground::{Ground, Medium};
 use crate::report::median;
 use crate::round::Series;
-use crate::workload::{Unit, Workload, files, gib, iperf, streams};
+use crate::workload::{Unit, Workload, files, gib, iperf};
 use escp_testkit::{Checked, tree};
 use std::time::Duration;
 
@@ -32,7 +32,9 @@ pub(crate) fn file(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<W
     tree::file(&source, args.size, 1)?;
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[]), login()];
-    contenders.extend(iperf(args, streams(args)));
+    // The ends are apart: escp takes as many streams as between two machines.
+    let streams = args.streams.unwrap_or_else(|| escp_config::Config::default().streams);
+    contenders.extend(iperf(args, streams));
     let rate =
         rate.map_or_else(|| "as fast as it goes".to_owned(), |rate| format!("{} Mb/s", rate / 1_000_000));
     let title = format!("one random file over {} ms, {rate}, tmpfs", round_trip.as_millis());

@@ -36,15 +36,10 @@ pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// The boot id of this kernel (random(4)); zeros where it cannot be read.
-pub(crate) fn boot_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    parse_boot_id(&text).unwrap_or_default()
-}
-
-fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
-    let digits: String = text.trim_end().chars().filter(|&digit| digit != '-').collect();
-    (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok()).flatten().map(u128::to_be_bytes)
+/// What a hello tells of this machine: a mark of its boot id (random(4)), or zeros where that cannot be read.
+pub(crate) fn machine(session: &[u8; 16]) -> [u8; 16] {
+    let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id");
+    boot_id.map_or([0; 16], |boot_id| escp_crypto::machine_mark(&boot_id, session))
 }
 
 /// Looks at a file system on a thread of its own, so that a hung mount holds up neither a hang-up nor the deadline.

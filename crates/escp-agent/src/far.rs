@@ -141,7 +141,7 @@ where
     let lost = |error: ControlError| error.for_session(PEER);
     let (near, near_frame) = reader.hello(GREETING_DEADLINE).await.map_err(lost)?;
     let random = establish::random_bytes().map_err(|error| lost(error.into()))?;
-    let machine = if from_here { establish::boot_id() } else { [0; 16] };
+    let machine = if from_here { establish::machine(&near.session) } else { [0; 16] };
     let hello =
         Hello { lowest: VERSION, highest: VERSION, features: 0, session: near.session, random, machine };
     // Also to a version this one does not speak: the near side then knows what to tell its user.

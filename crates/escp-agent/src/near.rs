@@ -131,7 +131,7 @@ where
         (ControlReader::new(reader, escp_proto::Side::Near), ControlWriter::new(writer));
     let random = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
     let session = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
-    let machine = establish::boot_id();
+    let machine = establish::machine(&session);
     let hello = Hello { lowest: VERSION, highest: VERSION, features: 0, session, random, machine };
     // A broken pipe here says less than what can be read: a banner, or nothing.
     let near_frame = match writer.hello(&hello).await {

@@ -10,10 +10,12 @@
 #![forbid(unsafe_code)]
 
 mod list;
+mod machine;
 mod record;
 mod schedule;
 
 pub use list::ListDigest;
+pub use machine::machine_mark;
 pub use record::{Opener, Sealer, Sequence};
 pub use schedule::{Flow, MasterSecret, RouteKey, StreamContext, StreamSecret};
 

@@ -68,8 +68,8 @@ pub struct Hello {
     pub session: [u8; 16],
     /// This side's contribution to the master secret.
     pub random: [u8; 32],
-    /// The boot id of the kernel this side runs on (random(4)), so that the near side learns whether both ends
-    /// share their cores. Zeros: not to be told.
+    /// A mark of the machine this side runs on, of this session only, so that the near side learns whether both
+    /// ends share their cores. Zeros: not to be told.
     pub machine: [u8; 16],
 }
 
