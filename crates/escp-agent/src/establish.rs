@@ -1,6 +1,7 @@
 //! Opening this host's engine and waiting for what it and the peer's agent say first; alike on both ends.
 
 use crate::control::hung_up;
+use crate::exchange::unless_altered;
 use crate::link::{HangUp, Observer, SessionError};
 use crate::status;
 use escp_engine_api::{Command, EngineHandle, Event, Failure, JobOptions, Opened};
@@ -181,21 +182,28 @@ impl Opening {
         }
     }
 
-    /// Ends the session, lets the peer's engine know why, and returns the reason.
+    /// Ends the session, lets the peer's engine know why, and returns the reason, or [what the engine
+    /// found](unless_altered).
     pub(crate) async fn abort(mut self, why: SessionError) -> SessionError {
+        let mut found = None;
         let told = async {
             let reason = why.text.clone();
-            if self.engine.commands.send(Command::Abort { reason }).await.is_ok() {
-                while let Some(event) = self.engine.events.recv().await {
-                    if matches!(event, Event::Failed(_) | Event::Ended { .. }) {
+            // An engine that is gone has left its last words.
+            let _ = self.engine.commands.send(Command::Abort { reason }).await;
+            while let Some(event) = self.engine.events.recv().await {
+                match event {
+                    Event::Failed(failure) => {
+                        found = Some(failure);
                         break;
                     }
+                    Event::Ended { .. } => break,
+                    _ => {}
                 }
             }
         };
         if timeout(ABORT_DEADLINE, told).await.is_err() {
             tracing::debug!("the engine did not end in time");
         }
-        why
+        unless_altered(why, found)
     }
 }

@@ -194,9 +194,8 @@ impl<'a> Exchange<'a> {
         self.leave(SessionError { status: status::INTEGRITY, text }).await
     }
 
-    /// Tells the peer why the session ends, if that can be done quickly, and passes the error on: or the engine's
-    /// own, where it found data altered and the peer, told of that by the engine, left before the engine's word
-    /// was heard here.
+    /// Tells the peer why the session ends, if that can be done quickly, and passes the error on, or
+    /// [what the engine found](unless_altered).
     pub(crate) async fn leave(&mut self, error: SessionError) -> SessionError {
         self.outbox.clear();
         let engine = &mut self.link.engine;
@@ -227,12 +226,18 @@ impl<'a> Exchange<'a> {
         };
         // An engine that does not end in time is ended by dropping its queues.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
-        let found = found.filter(|failure| failure.fault == Fault::Integrity);
-        found
-            .map(|failure| session_error(&failure))
-            .filter(|own| status::graver(own.status, error.status))
-            .unwrap_or(error)
+        unless_altered(error, found)
     }
+}
+
+/// Why a session ended: `error`, unless the engine found data altered. It told the peer's engine, and the peer may
+/// have left before the own engine's word was heard here; that looks like a lost connection.
+pub(crate) fn unless_altered(error: SessionError, found: Option<Failure>) -> SessionError {
+    let found = found.filter(|failure| failure.fault == Fault::Integrity);
+    found
+        .map(|failure| session_error(&failure))
+        .filter(|own| status::graver(own.status, error.status))
+        .unwrap_or(error)
 }
 
 /// Passes on what only the observer needs to know.
