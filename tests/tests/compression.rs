@@ -28,7 +28,8 @@ fn copy(world: &World, flags: &[&str], source: &str, target: &str) -> Checked {
 fn a_slow_network_carries_less_than_the_file() -> Checked {
     need_root!();
     let world = World::start(Host::Daemon, Host::Daemon)?;
-    let size = 32 * tree::MIB;
+    // Large beside the few records of a choice that is tried and does not pay.
+    let size = 64 * tree::MIB;
     tree::words(&world.near.join("words"), size)?;
     settle(&world)?;
     // So slow that compressing pays on a busy machine, too.
@@ -47,7 +48,8 @@ fn a_slow_network_carries_less_than_the_file() -> Checked {
 fn a_rate_is_a_slow_network_too() -> Checked {
     need_root!();
     let world = World::start(Host::Embedded, Host::Daemon)?;
-    let size = 32 * tree::MIB;
+    // Large beside the few records of a choice that is tried and does not pay.
+    let size = 64 * tree::MIB;
     tree::words(&world.near.join("words"), size)?;
     settle(&world)?;
     copy(&world, &["-C", "-l", "50M"], "words", "copy")?;
