@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Metadata, Subscriber};
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{dynamic_filter_fn, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry};
 
 type BoxedLayer<S> = Box<dyn Layer<S> + Send + Sync>;
 
@@ -60,6 +60,16 @@ pub(crate) fn start(
     logfile: Option<&OsStr>,
     screen: Option<Arc<Screen>>,
 ) -> Result<(), String> {
+    let log = logfile.map(file_or_syslog).transpose()?;
+    subscriber(prefix, verbosity, log, screen).try_init().map_err(|error| error.to_string())
+}
+
+fn subscriber(
+    prefix: &'static str,
+    verbosity: &Verbosity,
+    log: Option<BoxedLayer<Registry>>,
+    screen: Option<Arc<Screen>>,
+) -> impl Subscriber + Send + Sync {
     let level = verbosity.clone();
     let remarks = tracing_subscriber::fmt::layer()
         .event_format(Plain { prefix })
@@ -67,12 +77,16 @@ pub(crate) fn start(
         .with_filter(dynamic_filter_fn(move |metadata, _| {
             ours(metadata) && *metadata.level() <= level.level()
         }));
-    let log = logfile.map(file_or_syslog).transpose()?;
-    let kept = verbosity.level().max(LevelFilter::INFO);
-    let log = log.map(|layer| {
-        layer.with_filter(filter_fn(move |metadata| ours(metadata) && *metadata.level() <= kept))
+    let kept = log.as_ref().map(|_| verbosity.level().max(LevelFilter::INFO));
+    let is_kept = move |metadata: &Metadata<'_>| kept.is_some_and(|kept| *metadata.level() <= kept);
+    let log =
+        log.map(|layer| layer.with_filter(filter_fn(move |metadata| ours(metadata) && is_kept(metadata))));
+    // The filters of single layers let everything be put into words before they look at it; this one looks first.
+    let level = verbosity.clone();
+    let first = dynamic_filter_fn(move |metadata, _| {
+        ours(metadata) && (*metadata.level() <= level.level() || is_kept(metadata))
     });
-    tracing_subscriber::registry().with(log).with(remarks).try_init().map_err(|error| error.to_string())
+    tracing_subscriber::registry().with(log).with(remarks).with(first)
 }
 
 fn file_or_syslog<S>(name: &OsStr) -> Result<BoxedLayer<S>, String>
@@ -162,6 +176,22 @@ impl Write for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_reads_is_not_put_into_words() {
+        let verbosity = Verbosity::default();
+        verbosity.set(0);
+        let subscriber = subscriber("escp", &verbosity, None, None);
+        tracing::subscriber::with_default(subscriber, || {
+            let said = std::cell::Cell::new(0);
+            let word = || said.replace(said.get() + 1);
+            tracing::debug!("{}", word());
+            assert_eq!(said.get(), 0, "nobody asked for it");
+            verbosity.set(2);
+            tracing::debug!("{}", word());
+            assert_eq!(said.get(), 1, "-vv");
+        });
+    }
 
     #[test]
     fn only_the_eight_local_facilities_are_syslog() {

@@ -215,8 +215,8 @@ impl Observer for Screen {
         state.silence = None;
     }
 
-    fn published(&self, path: &[u8]) {
-        tracing::debug!("done: {}", escaped(path));
+    fn published(&self, path: &dyn Fn() -> Vec<u8>) {
+        tracing::debug!("done: {}", escaped(&path()));
     }
 
     fn failed(&self, failure: &FailedFile) {

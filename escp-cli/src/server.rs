@@ -78,8 +78,8 @@ impl Observer for Remarks {
 
     fn moved(&self, _bytes: u64, _files: u64) {}
 
-    fn published(&self, path: &[u8]) {
-        tracing::debug!("done: {}", escaped(path));
+    fn published(&self, path: &dyn Fn() -> Vec<u8>) {
+        tracing::debug!("done: {}", escaped(&path()));
     }
 
     fn failed(&self, failure: &FailedFile) {

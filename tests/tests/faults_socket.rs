@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -69,7 +70,8 @@ async fn handed_in(
     engine.commands.send(Command::Open(options(direction))).await?;
     let count = files.len();
     let spec = |number| FileSpec { number, size: 100, direct_alignment: 0, in_memory: false, sparse: false };
-    let files = (1..).zip(files).map(|(number, (_, descriptor))| (spec(number), descriptor)).collect();
+    let files =
+        (1..).zip(files).map(|(number, (_, descriptor))| (spec(number), descriptor.map(Arc::new))).collect();
     engine.commands.send(Command::AddFiles(files)).await?;
     let mut said = BTreeMap::new();
     while said.len() < count {

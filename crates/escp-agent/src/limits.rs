@@ -6,8 +6,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 const RESERVED: u64 = 16;
 /// Taken for open where the kernel does not show it: sockets, rings, ssh.
 const USUALLY_OPEN: u64 = 112;
-/// A file holds one descriptor of the agent and one of an embedded engine; a third is kept for directories.
-const PER_ENTRY: u64 = 3;
+/// A file holds one descriptor, which an embedded engine shares; a second is kept for directories.
+const PER_ENTRY: u64 = 2;
 /// More than this many entries under way would only take memory: at 100 ms of distance it still means
 /// 10,000 files a second.
 const MOST_ENTRIES: u64 = 2048;

@@ -60,8 +60,8 @@ pub trait Observer: Send + Sync {
     fn scanned(&self, files: u64, bytes: u64, complete: bool);
     /// Bytes of file data moved so far, and files done.
     fn moved(&self, bytes: u64, files: u64);
-    /// A file was published (path as the user would write it, raw bytes).
-    fn published(&self, path: &[u8]);
+    /// A file was published; `path` tells which (as the user would write it, raw bytes) to whoever wants to know.
+    fn published(&self, path: &dyn Fn() -> Vec<u8>);
     /// A file failed; it is also in the tally.
     fn failed(&self, failure: &crate::tally::FailedFile);
     /// Nothing was heard from the peer for so long; `stage` says where this side waits.

@@ -26,7 +26,7 @@ struct Silent;
 impl Observer for Silent {
     fn scanned(&self, _: u64, _: u64, _: bool) {}
     fn moved(&self, _: u64, _: u64) {}
-    fn published(&self, _: &[u8]) {}
+    fn published(&self, _: &dyn Fn() -> Vec<u8>) {}
     fn failed(&self, _: &FailedFile) {}
     fn silent(&self, _: u32, _: &str) {}
     fn note(&self, _: &str) {}

@@ -3,6 +3,7 @@
 use crate::JobOptions;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Most files of one [`Command::AddFiles`]: SCM_RIGHTS passes 253 descriptors at a time (`SCM_MAX_FD`,
 /// unix(7)).
@@ -19,8 +20,8 @@ pub enum Command {
     /// Use this connected TCP socket as a lane.
     AddLane(Lane),
     /// Take these files; at most [`MAX_BATCH`]. A file's descriptor is `None` only for a
-    /// [`crate::EngineKind::Dummy`] engine.
-    AddFiles(Vec<(FileSpec, Option<OwnedFd>)>),
+    /// [`crate::EngineKind::Dummy`] engine. The agent may keep it too: to look at the file, and to publish it.
+    AddFiles(Vec<(FileSpec, Option<Arc<OwnedFd>>)>),
     /// Sending engine only: move these parts of files that were added. Every byte of a file must be
     /// covered exactly once before it is reported; an empty file needs no extent.
     Schedule(Vec<Extent>),

@@ -5,7 +5,7 @@
 use crate::lane::ProvenLane;
 use crate::pipeline::LaneError;
 use escp_crypto::{Opener, Sealer};
-use escp_proto::message::{EngineMessage, Message};
+use escp_proto::message::{Codec, EngineMessage, Message};
 use escp_proto::record::{IV_LEN, Iv, Kind, TAG_LEN};
 use escp_proto::stream::{self, PeerRole, Received};
 use std::io;
@@ -56,8 +56,9 @@ async fn read(
     mut table: stream::Inbound,
     inbound: mpsc::Sender<Inbound>,
 ) {
+    let mut codec = Codec::default();
     loop {
-        let (item, last) = match next(&mut socket, &mut opener, &mut table).await {
+        let (item, last) = match next(&mut socket, &mut opener, &mut table, &mut codec).await {
             Ok(message) => (Inbound::Message(message), false),
             Err(error) => (Inbound::Over(error), true),
         };
@@ -71,6 +72,7 @@ async fn next(
     socket: &mut OwnedReadHalf,
     opener: &mut Opener,
     table: &mut stream::Inbound,
+    codec: &mut Codec,
 ) -> Result<Message, LaneError> {
     let mut iv_bytes = [0_u8; IV_LEN];
     if let Err(error) = socket.read_exact(&mut iv_bytes).await {
@@ -88,7 +90,7 @@ async fn next(
     let mut sealed = vec![0_u8; iv.length as usize + TAG_LEN];
     socket.read_exact(&mut sealed).await.map_err(lost)?;
     let payload = opener.open(iv.sequence, word, &mut sealed)?;
-    let message = Message::decode(payload)?;
+    let message = codec.decode(payload)?;
     table.on(Received::Message(&message))?;
     Ok(message)
 }
@@ -105,6 +107,7 @@ async fn write(
     mut sealer: Sealer,
     mut outbound: mpsc::Receiver<Message>,
 ) -> Result<(), LaneError> {
+    let mut codec = Codec::default();
     let mut record = Vec::new();
     let mut ended = false;
     loop {
@@ -117,7 +120,7 @@ async fn write(
             None => break,
         };
         ended |= matches!(message, Message::Engine(EngineMessage::End { .. }));
-        let payload = message.encode()?;
+        let payload = codec.encode(&message)?;
         let sequence = sealer.next_sequence()?;
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let iv = Iv { kind: Kind::Metadata, length, sequence: sequence.number() }.encode()?;

@@ -2,7 +2,8 @@
 
 use crate::check::{BlockShift, Fold, FoldError, crc_of_zeros};
 use escp_engine_api::{FileCheck, FileError, FileReport, FileSpec, Stage};
-use std::collections::{HashMap, HashSet};
+use escp_proto::numbered::Numbered;
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,7 +16,7 @@ const MAX_DROPPED: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct File {
     spec: FileSpec,
-    descriptor: Option<OwnedFd>,
+    descriptor: Option<Arc<OwnedFd>>,
     /// O_DIRECT is (still) set on the descriptor.
     direct: AtomicBool,
     failed: AtomicBool,
@@ -37,7 +38,7 @@ struct Progress {
 }
 
 impl File {
-    pub(crate) fn new(spec: FileSpec, descriptor: Option<OwnedFd>) -> Self {
+    pub(crate) fn new(spec: FileSpec, descriptor: Option<Arc<OwnedFd>>) -> Self {
         Self {
             direct: AtomicBool::new(spec.direct_alignment != 0 && descriptor.is_some()),
             spec,
@@ -53,7 +54,7 @@ impl File {
 
     /// The descriptor; `None` for a dummy.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.descriptor.as_ref().map(AsFd::as_fd)
+        self.descriptor.as_deref().map(AsFd::as_fd)
     }
 
     /// The alignment that offsets, lengths and addresses must have now: 1 when the file is not O_DIRECT.
@@ -187,7 +188,7 @@ pub(crate) struct FileTable {
 
 #[derive(Debug, Default)]
 struct Table {
-    files: HashMap<u64, Arc<File>>,
+    files: Numbered<Arc<File>>,
     dropped: HashSet<u64>,
 }
 

@@ -10,71 +10,68 @@ use tokio::sync::{Semaphore, mpsc};
 /// Threads that make files durable at once. Each waits for the disk nearly all the time, and the file
 /// system commits what they wait for together.
 const SYNC_THREADS: usize = 8;
-/// Files one of them takes at a time; as many as came meanwhile, so that batches grow with the load.
+/// Files one of them takes at a time.
 const SYNC_BATCH: usize = 64;
+/// Records' worth of files that are taken together; as many as came meanwhile, so that batches grow with the load.
+const RECORDS: usize = 16;
 /// Files of this size and more are made durable alone, so that small ones do not wait behind them.
 const LARGE: u64 = 1 << 20;
 
 /// Takes files that are through until the session is over, and reports them.
 pub(crate) async fn finish_files(
     shared: Arc<Shared>,
-    mut over: mpsc::UnboundedReceiver<Arc<File>>,
+    mut over: mpsc::UnboundedReceiver<Vec<Arc<File>>>,
     reports: mpsc::Sender<Vec<FileReport>>,
 ) {
     let threads = Arc::new(Semaphore::new(SYNC_THREADS));
-    let mut batch = Vec::with_capacity(SYNC_BATCH);
+    let mut records = Vec::with_capacity(RECORDS);
     loop {
-        // First a thread, then the files: all that come while none is free make one batch.
-        let Ok(permit) = Arc::clone(&threads).acquire_owned().await else { return };
         // `shared` itself can send files, so only the session's end of the reports says that it is over.
         let taken = tokio::select! {
-            taken = over.recv_many(&mut batch, SYNC_BATCH) => taken,
+            taken = over.recv_many(&mut records, RECORDS) => taken,
             () = reports.closed() => 0,
         };
         if taken == 0 {
             return;
         }
-        if !needs_disk(&shared) {
-            let done = batch.drain(..).map(|file| report(&shared, &file)).collect();
+        let (waiting, done): (Vec<_>, Vec<_>) =
+            records.drain(..).flatten().partition(|file| needs_disk(&shared, file));
+        if !done.is_empty() {
+            let done = done.iter().map(|file| report(&shared, file)).collect();
             if reports.send(done).await.is_err() {
                 return;
             }
-            continue;
         }
-        let (large, small): (Vec<_>, Vec<_>) = batch.drain(..).partition(|file| file.spec().size >= LARGE);
-        let mut groups: Vec<Vec<Arc<File>>> = large.into_iter().map(|file| vec![file]).collect();
-        if !small.is_empty() {
-            groups.push(small);
-        }
-        let mut permit = Some(permit);
-        for group in groups {
-            let permit = match permit.take() {
-                Some(permit) => permit,
-                None => match Arc::clone(&threads).acquire_owned().await {
-                    Ok(permit) => permit,
-                    Err(_) => return,
-                },
-            };
+        for group in groups(waiting) {
+            // No thread is free: what comes meanwhile waits, and makes larger batches.
+            let Ok(permit) = Arc::clone(&threads).acquire_owned().await else { return };
             let (shared, reports) = (Arc::clone(&shared), reports.clone());
             tokio::task::spawn_blocking(move || {
-                let done = group
-                    .into_iter()
-                    .map(|file| {
-                        settle(&shared, &file);
-                        report(&shared, &file)
-                    })
-                    .collect();
+                let settled = |file: &Arc<File>| {
+                    settle(&shared, file);
+                    report(&shared, file)
+                };
                 // The control task is gone only when the session is over.
-                let _ = reports.blocking_send(done);
+                let _ = reports.blocking_send(group.iter().map(settled).collect());
                 drop(permit);
             });
         }
     }
 }
 
-/// Whether finishing a file takes system calls that may wait.
-fn needs_disk(shared: &Shared) -> bool {
-    shared.options.direction == Direction::Receive && shared.kind != EngineKind::Dummy
+/// What one thread takes at a time: a large file, or many small ones.
+fn groups(files: Vec<Arc<File>>) -> Vec<Vec<Arc<File>>> {
+    let (large, small): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.spec().size >= LARGE);
+    let small = small.chunks(SYNC_BATCH).map(<[_]>::to_vec);
+    large.into_iter().map(|file| vec![file]).chain(small).collect()
+}
+
+/// Whether finishing a file takes system calls that may wait. What lives in memory is never durable, and only what was
+/// written block by block has to be cut to its size.
+fn needs_disk(shared: &Shared, file: &File) -> bool {
+    shared.options.direction == Direction::Receive
+        && shared.kind != EngineKind::Dummy
+        && (file.was_prepared() || (shared.options.durable && !file.spec().in_memory))
 }
 
 /// Cuts a received file to its size and makes it durable.
@@ -90,7 +87,7 @@ fn settle(shared: &Shared, file: &File) {
         file.fail_late(Stage::Truncate, &error.into());
         return;
     }
-    if shared.options.durable {
+    if shared.options.durable && !file.spec().in_memory {
         // Never again after an error: the kernel reports a lost page once, and says OK the next time.
         if let Err(error) = rustix::fs::fdatasync(descriptor) {
             shared.meter.add(Counter::ErrorsDisk, 1);

@@ -34,13 +34,14 @@ pub(crate) fn check_options(options: &JobOptions) -> Result<(), Failure> {
 }
 
 /// Takes files over. One that cannot be is reported; the rest go on.
-pub(crate) fn add_files(shared: &Arc<Shared>, files: Vec<(FileSpec, Option<OwnedFd>)>) {
+pub(crate) fn add_files(shared: &Arc<Shared>, files: Vec<(FileSpec, Option<Arc<OwnedFd>>)>) {
     if files.len() > MAX_BATCH {
         shared.fail(Fault::Local, format!("{} files in one batch, {MAX_BATCH} are possible", files.len()));
         return;
     }
+    let mut over = Vec::new();
     for (spec, descriptor) in files {
-        let refused = refusal(shared, &spec, descriptor.as_ref());
+        let refused = refusal(shared, &spec, descriptor.as_deref());
         let file = Arc::new(File::new(spec, descriptor));
         if !shared.files.add(&file) {
             shared.fail(Fault::Local, format!("file number {} came twice", spec.number));
@@ -56,9 +57,10 @@ pub(crate) fn add_files(shared: &Arc<Shared>, files: Vec<(FileSpec, Option<Owned
             }
         }
         if file.settle_now() {
-            shared.hand_on(file);
+            over.push(file);
         }
     }
+    shared.hand_on(over);
 }
 
 /// Why a file cannot be taken over.
@@ -122,7 +124,7 @@ pub(crate) fn drop_files(shared: &Shared, numbers: &[u64]) {
         if let Known::File(file) = shared.files.find(number) {
             file.fail(Stage::Dropped, 0, "given up".into());
             if file.settle_now() {
-                shared.hand_on(file);
+                shared.hand_on(vec![file]);
             }
         }
     }

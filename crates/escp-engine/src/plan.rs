@@ -7,6 +7,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
+/// Most bytes of a record of small files. A full block would save nothing more, and this stays in a core's cache; and
+/// it is what every slot of a session with small files comes to hold, however many and however fast they come.
+const PACK: u64 = 512 * 1024;
+
 /// The queue of extents of a sending session.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -104,7 +108,7 @@ impl Plan {
     /// Takes small files from the front until a record is full.
     fn pack(&self, queue: &mut Queue) -> Vec<Arc<File>> {
         let mut files = Vec::new();
-        let mut room = self.block_size;
+        let mut room = self.block_size.min(PACK);
         while let Some((file, extent)) = queue.extents.front() {
             let need = extent.length + HEADER_LEN as u64;
             if !packable(file, extent) || need > room || files.len() as u64 >= MAX_PACKED_FILES {

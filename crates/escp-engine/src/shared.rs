@@ -25,7 +25,7 @@ pub(crate) struct Shared {
     pub(crate) block_shift: BlockShift,
     pub(crate) rate: RateLimit,
     /// Files that are through, or failed with nothing in flight.
-    pub(crate) over: mpsc::UnboundedSender<Arc<File>>,
+    pub(crate) over: mpsc::UnboundedSender<Vec<Arc<File>>>,
     /// Woken when the session fails.
     pub(crate) failing: Notify,
     started: Instant,
@@ -62,7 +62,7 @@ impl Shared {
         options: JobOptions,
         kind: EngineKind,
         meter: Meter,
-        over: mpsc::UnboundedSender<Arc<File>>,
+        over: mpsc::UnboundedSender<Vec<Arc<File>>>,
     ) -> Self {
         Self {
             plan: Plan::new(options.block_size),
@@ -142,10 +142,13 @@ impl Shared {
         lane
     }
 
-    /// Hands a file on that is through or has failed.
-    pub(crate) fn hand_on(&self, file: Arc<File>) {
-        // The control task is gone only when the session is over: nobody wants the report then.
-        let _ = self.over.send(file);
+    /// Hands files on that are through or have failed: those of one record together, so that what follows is done
+    /// once for all of them.
+    pub(crate) fn hand_on(&self, files: Vec<Arc<File>>) {
+        if !files.is_empty() {
+            // The control task is gone only when the session is over: nobody wants the report then.
+            let _ = self.over.send(files);
+        }
     }
 
     /// Where a session that is silent waits, for the user.

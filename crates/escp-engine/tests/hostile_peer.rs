@@ -15,6 +15,7 @@ use escp_proto::record::{Iv, Kind};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 const BLOCK: u32 = 256 * 1024;
@@ -107,7 +108,11 @@ async fn stage() -> Stage {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let target = std::fs::File::create(directory.path().join("target")).unwrap();
     let spec = FileSpec { number: 1, size: SIZE, direct_alignment: 0, in_memory: false, sparse: true };
-    engine.commands.send(Command::AddFiles(vec![(spec, Some(OwnedFd::from(target)))])).await.unwrap();
+    engine
+        .commands
+        .send(Command::AddFiles(vec![(spec, Some(Arc::new(OwnedFd::from(target))))]))
+        .await
+        .unwrap();
     // The file is known once a command after it was handled, and a message to the peer is such a command.
     engine.commands.send(Command::Message(b"ready".to_vec())).await.unwrap();
     let mut ready = control.socket.try_clone().unwrap();

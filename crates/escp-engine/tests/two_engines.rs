@@ -13,6 +13,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 const BLOCK: u32 = 256 * 1024;
@@ -76,7 +77,7 @@ fn bytes(length: usize, seed: u64) -> Vec<u8> {
 async fn open_at(
     receiver: &EngineHandle,
     sender: &mut EngineHandle,
-    files: Vec<(FileSpec, Option<OwnedFd>)>,
+    files: Vec<(FileSpec, Option<Arc<OwnedFd>>)>,
 ) {
     receiver.commands.send(Command::AddFiles(files)).await.unwrap();
     receiver.commands.send(Command::Message(b"ready".to_vec())).await.unwrap();
@@ -105,16 +106,18 @@ async fn last(engine: &mut EngineHandle) -> Event {
     }
 }
 
-fn open_read(path: &Path, direct: bool) -> OwnedFd {
+fn open_read(path: &Path, direct: bool) -> Arc<OwnedFd> {
     let flags = rustix::fs::OFlags::RDONLY
         | if direct { rustix::fs::OFlags::DIRECT } else { rustix::fs::OFlags::empty() };
-    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap()
+    Arc::new(rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap())
 }
 
-fn open_write(path: &Path, direct: bool) -> OwnedFd {
+fn open_write(path: &Path, direct: bool) -> Arc<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     let direct = if direct { OFlags::DIRECT } else { OFlags::empty() };
-    rustix::fs::open(path, OFlags::RDWR | OFlags::CREATE | direct, Mode::from_raw_mode(0o600)).unwrap()
+    Arc::new(
+        rustix::fs::open(path, OFlags::RDWR | OFlags::CREATE | direct, Mode::from_raw_mode(0o600)).unwrap(),
+    )
 }
 
 fn whole(number: u64, length: u64) -> Extent {
@@ -267,8 +270,11 @@ async fn bad_descriptors_fail_alone() {
     let target = open_write(&directory.path().join("target"), false);
     open_at(&receiver, &mut sender, vec![(spec(2, 4), Some(target))]).await;
     let bad = File::open(directory.path()).unwrap();
-    let files =
-        vec![(spec(1, 4), Some(bad.into())), (spec(2, 4), Some(open_read(&good, false))), (spec(3, 4), None)];
+    let files = vec![
+        (spec(1, 4), Some(Arc::new(bad.into()))),
+        (spec(2, 4), Some(open_read(&good, false))),
+        (spec(3, 4), None),
+    ];
     sender.commands.send(Command::AddFiles(files)).await.unwrap();
     sender.commands.send(Command::Schedule(vec![whole(2, 4)])).await.unwrap();
     let sent = reports(&mut sender, 3).await;

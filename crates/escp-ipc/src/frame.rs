@@ -13,7 +13,9 @@ use escp_engine_api::{
     Command, Event, Extent, Failure, FileReport, FileSpec, JobOptions, Lane, MAX_BATCH, MAX_MESSAGE, Summary,
 };
 use serde::{Deserialize, Serialize};
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 const MESSAGE: u8 = 1;
@@ -87,13 +89,33 @@ pub enum FrameError {
     },
 }
 
-/// A frame to send, with the descriptors that go along. Wiped when dropped.
+/// A frame to send, with the descriptors that go along.
 #[derive(Debug)]
 pub struct Outgoing {
     /// The frame's bytes, at most [`MAX_FRAME`].
-    pub frame: Zeroizing<Vec<u8>>,
+    pub frame: Frame,
     /// Its descriptors, in order.
-    pub descriptors: Vec<OwnedFd>,
+    pub descriptors: Vec<Arc<OwnedFd>>,
+}
+
+/// A frame's bytes.
+#[derive(Debug)]
+pub enum Frame {
+    /// Nothing in it is secret.
+    Plain(Vec<u8>),
+    /// A job with its secret: wiped when dropped.
+    Secret(Zeroizing<Vec<u8>>),
+}
+
+impl Deref for Frame {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Secret(bytes) => bytes,
+        }
+    }
 }
 
 impl Outgoing {
@@ -112,9 +134,9 @@ pub fn encode_command(command: Command) -> Result<Vec<Outgoing>, FrameError> {
     let plain = |frame: &CommandFrame| Ok(vec![structured(frame, Vec::new())?]);
     match command {
         Command::Message(bytes) => Ok(vec![message(&bytes)?]),
-        Command::Open(options) => plain(&CommandFrame::Open(options)),
+        Command::Open(options) => Ok(vec![secret(&CommandFrame::Open(options))?]),
         Command::AddLane(Lane { stream, socket }) => {
-            Ok(vec![structured(&CommandFrame::AddLane { stream }, vec![socket])?])
+            Ok(vec![structured(&CommandFrame::AddLane { stream }, vec![Arc::new(socket)])?])
         }
         Command::AddFiles(files) => encode_files(files),
         Command::Schedule(extents) => {
@@ -128,7 +150,7 @@ pub fn encode_command(command: Command) -> Result<Vec<Outgoing>, FrameError> {
     }
 }
 
-fn encode_files(files: Vec<(FileSpec, Option<OwnedFd>)>) -> Result<Vec<Outgoing>, FrameError> {
+fn encode_files(files: Vec<(FileSpec, Option<Arc<OwnedFd>>)>) -> Result<Vec<Outgoing>, FrameError> {
     let mut frames = Vec::new();
     let mut files = files.into_iter().peekable();
     while files.peek().is_some() {
@@ -242,7 +264,7 @@ impl CommandFrame {
                 if need > got {
                     return Err(wrong(need));
                 }
-                let join = |(spec, has)| (spec, if has { descriptors.next() } else { None });
+                let join = |(spec, has)| (spec, if has { descriptors.next().map(Arc::new) } else { None });
                 Command::AddFiles(files.into_iter().map(join).collect())
             }
             Self::Schedule(extents) => Command::Schedule(extents),
@@ -262,7 +284,16 @@ fn lone<T: Serialize>(value: &T) -> Result<Outgoing, FrameError> {
     structured(value, Vec::new())
 }
 
-fn structured<T: Serialize>(value: &T, descriptors: Vec<OwnedFd>) -> Result<Outgoing, FrameError> {
+fn structured<T: Serialize>(value: &T, descriptors: Vec<Arc<OwnedFd>>) -> Result<Outgoing, FrameError> {
+    let frame = postcard::to_extend(value, vec![STRUCTURED]).map_err(|_| FrameError::Malformed)?;
+    if frame.len() > MAX_FRAME {
+        let (what, got) = ("a frame that needs", frame.len());
+        return Err(FrameError::TooLarge { what, got, limit: MAX_FRAME });
+    }
+    Ok(Outgoing { frame: Frame::Plain(frame), descriptors })
+}
+
+fn secret<T: Serialize>(value: &T) -> Result<Outgoing, FrameError> {
     // Room for all of it at once: growing would leave copies of a secret behind.
     let mut frame = Zeroizing::new(vec![0; MAX_FRAME]);
     let too_large =
@@ -271,15 +302,15 @@ fn structured<T: Serialize>(value: &T, descriptors: Vec<OwnedFd>) -> Result<Outg
     *kind = STRUCTURED;
     let length = 1 + postcard::to_slice(value, body).map_err(|_| too_large)?.len();
     frame.truncate(length);
-    Ok(Outgoing { frame, descriptors })
+    Ok(Outgoing { frame: Frame::Secret(frame), descriptors: Vec::new() })
 }
 
 fn message(bytes: &[u8]) -> Result<Outgoing, FrameError> {
     bound("a message", bytes.len(), MAX_MESSAGE)?;
-    let mut frame = Zeroizing::new(Vec::with_capacity(1 + bytes.len()));
+    let mut frame = Vec::with_capacity(1 + bytes.len());
     frame.push(MESSAGE);
     frame.extend_from_slice(bytes);
-    Ok(Outgoing { frame, descriptors: Vec::new() })
+    Ok(Outgoing { frame: Frame::Plain(frame), descriptors: Vec::new() })
 }
 
 fn split(frame: &[u8]) -> Result<(u8, &[u8]), FrameError> {

@@ -25,7 +25,7 @@ mod server;
 pub use channel::{Channel, FrameBuffer, Listener, MAX_FRAME};
 pub use client::{ConnectError, connect};
 pub use frame::{
-    CommandFrame, FrameError, Outgoing, decode_command, decode_event, encode_command, encode_event,
+    CommandFrame, Frame, FrameError, Outgoing, decode_command, decode_event, encode_command, encode_event,
 };
 pub use hello::{Hello, HelloError, VERSION, refuse};
 pub use server::{ServeEnd, serve};

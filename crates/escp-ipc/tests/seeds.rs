@@ -17,13 +17,14 @@ use escp_ipc::{Hello, Outgoing, encode_command, encode_event};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/ipc")
 }
 
-fn descriptor() -> OwnedFd {
-    File::open("/dev/null").unwrap().into()
+fn descriptor() -> Arc<OwnedFd> {
+    Arc::new(File::open("/dev/null").unwrap().into())
 }
 
 fn options() -> Box<JobOptions> {
@@ -57,7 +58,10 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     };
     vec![
         ("open", command(Command::Open(options()))),
-        ("add-lane", command(Command::AddLane(Lane { stream: 3, socket: descriptor() }))),
+        (
+            "add-lane",
+            command(Command::AddLane(Lane { stream: 3, socket: File::open("/dev/null").unwrap().into() })),
+        ),
         ("add-files", command(Command::AddFiles(vec![(spec(1), Some(descriptor())), (spec(2), None)]))),
         ("schedule", command(Command::Schedule(vec![extent]))),
         ("drop-files", command(Command::DropFiles(vec![1, u64::MAX]))),

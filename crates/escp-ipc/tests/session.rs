@@ -10,6 +10,7 @@ use escp_ipc::{Channel, ConnectError, FrameBuffer, Hello, ServeEnd, connect, enc
 use escp_sys::seqpacket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -103,7 +104,7 @@ async fn a_session_from_open_to_end() {
     agent.commands.send(Command::Open(options())).await.unwrap();
     let (reader, writer) = probe();
     let spec = FileSpec { number: 7, size: 1, direct_alignment: 0, in_memory: false, sparse: false };
-    agent.commands.send(Command::AddFiles(vec![(spec, Some(writer))])).await.unwrap();
+    agent.commands.send(Command::AddFiles(vec![(spec, Some(Arc::new(writer)))])).await.unwrap();
     let (lane, _other) = seqpacket::pair().unwrap();
     agent.commands.send(Command::AddLane(Lane { stream: 3, socket: lane })).await.unwrap();
 
@@ -151,7 +152,7 @@ async fn the_agents_hang_up_ends_the_engine() {
     let (agent, mut engine, worker) = place.session().await;
     let (reader, writer) = probe();
     let spec = FileSpec { number: 7, size: 1, direct_alignment: 0, in_memory: false, sparse: false };
-    agent.commands.send(Command::AddFiles(vec![(spec, Some(writer))])).await.unwrap();
+    agent.commands.send(Command::AddFiles(vec![(spec, Some(Arc::new(writer)))])).await.unwrap();
     drop(agent);
     assert_eq!(timeout(SOON, worker).await.unwrap().unwrap(), ServeEnd::AgentGone);
     // What was said before still arrives; then the queues are closed.

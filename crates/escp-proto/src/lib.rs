@@ -11,6 +11,7 @@ pub mod control;
 pub mod conversation;
 pub mod first_packet;
 pub mod message;
+pub mod numbered;
 pub mod record;
 pub mod stream;
 

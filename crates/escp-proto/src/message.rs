@@ -67,59 +67,35 @@ pub enum EngineMessage {
     },
 }
 
+/// Encodes and decodes the messages of a stream. It keeps zstd's contexts from one message to the next, since making
+/// them costs more than most messages do.
+#[derive(Default)]
+pub struct Codec {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    expander: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl std::fmt::Debug for Codec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Codec").finish_non_exhaustive()
+    }
+}
+
 impl Message {
-    /// The record payload.
+    /// The record payload; see [`Codec::encode`].
     ///
     /// # Errors
     /// [`ProtocolError::TooLarge`] for a body over [`MAX_BODY_LEN`].
     pub fn encode(&self) -> Result<Vec<u8>, ProtocolError> {
-        let mut body = Vec::new();
-        let kind = match self {
-            Self::Agent(bytes) => {
-                body.extend_from_slice(bytes);
-                AGENT
-            }
-            Self::Engine(message) => message.body(&mut body),
-        };
-        if body.len() > MAX_BODY_LEN {
-            return Err(ProtocolError::TooLarge {
-                what: "message",
-                got: body.len() as u64,
-                limit: MAX_BODY_LEN as u64,
-            });
-        }
-        Ok(compressed(kind, &body).unwrap_or_else(|| {
-            let mut out = Vec::with_capacity(1 + body.len());
-            out.push(kind);
-            out.extend_from_slice(&body);
-            out
-        }))
+        Codec::default().encode(self)
     }
 
-    /// Reads a record payload; output is bounded by [`MAX_BODY_LEN`] whatever the bytes claim.
+    /// Reads a record payload; see [`Codec::decode`].
     ///
     /// # Errors
     /// [`ProtocolError`] when it is not one well-formed message.
     pub fn decode(payload: &[u8]) -> Result<Self, ProtocolError> {
-        let (&kind, body) = payload.split_first().ok_or(ProtocolError::Malformed("message"))?;
-        if kind & COMPRESSED == 0 {
-            return Self::from_body(kind, body);
-        }
-        let (length, frame) = body.split_first_chunk::<4>().ok_or(ProtocolError::Malformed("message"))?;
-        let length = u32::from_be_bytes(*length) as usize;
-        if length > MAX_BODY_LEN {
-            return Err(ProtocolError::TooLarge {
-                what: "expanded message",
-                got: length as u64,
-                limit: MAX_BODY_LEN as u64,
-            });
-        }
-        let plain = zstd::bulk::decompress(frame, length)
-            .map_err(|_| ProtocolError::Malformed("compressed message"))?;
-        if plain.len() != length {
-            return Err(ProtocolError::Length { what: "expanded message", got: plain.len(), need: length });
-        }
-        Self::from_body(kind & !COMPRESSED, &plain)
+        Codec::default().decode(payload)
     }
 
     fn from_body(kind: u8, body: &[u8]) -> Result<Self, ProtocolError> {
@@ -130,21 +106,82 @@ impl Message {
     }
 }
 
-/// The payload with a compressed body, if that is shorter.
-fn compressed(kind: u8, body: &[u8]) -> Option<Vec<u8>> {
-    if body.len() <= COMPRESS_OVER {
-        return None;
+impl Codec {
+    /// The record payload.
+    ///
+    /// # Errors
+    /// [`ProtocolError::TooLarge`] for a body over [`MAX_BODY_LEN`].
+    pub fn encode(&mut self, message: &Message) -> Result<Vec<u8>, ProtocolError> {
+        let mut own = Vec::new();
+        let (kind, body) = match message {
+            Message::Agent(bytes) => (AGENT, bytes),
+            Message::Engine(message) => (message.body(&mut own), &own),
+        };
+        if body.len() > MAX_BODY_LEN {
+            return Err(ProtocolError::TooLarge {
+                what: "message",
+                got: body.len() as u64,
+                limit: MAX_BODY_LEN as u64,
+            });
+        }
+        Ok(self.compressed(kind, body).unwrap_or_else(|| {
+            let mut out = Vec::with_capacity(1 + body.len());
+            out.push(kind);
+            out.extend_from_slice(body);
+            out
+        }))
     }
-    let frame = zstd::bulk::compress(body, 1).ok()?;
-    if frame.len() + 4 >= body.len() {
-        return None;
+
+    /// Reads a record payload; output is bounded by [`MAX_BODY_LEN`] whatever the bytes claim.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] when it is not one well-formed message.
+    pub fn decode(&mut self, payload: &[u8]) -> Result<Message, ProtocolError> {
+        let (&kind, body) = payload.split_first().ok_or(ProtocolError::Malformed("message"))?;
+        if kind & COMPRESSED == 0 {
+            return Message::from_body(kind, body);
+        }
+        let (length, frame) = body.split_first_chunk::<4>().ok_or(ProtocolError::Malformed("message"))?;
+        let length = u32::from_be_bytes(*length) as usize;
+        if length > MAX_BODY_LEN {
+            return Err(ProtocolError::TooLarge {
+                what: "expanded message",
+                got: length as u64,
+                limit: MAX_BODY_LEN as u64,
+            });
+        }
+        let malformed = |_| ProtocolError::Malformed("compressed message");
+        let expander = match &mut self.expander {
+            Some(expander) => expander,
+            none => none.insert(zstd::bulk::Decompressor::new().map_err(malformed)?),
+        };
+        let plain = expander.decompress(frame, length).map_err(malformed)?;
+        if plain.len() != length {
+            return Err(ProtocolError::Length { what: "expanded message", got: plain.len(), need: length });
+        }
+        Message::from_body(kind & !COMPRESSED, &plain)
     }
-    let length = u32::try_from(body.len()).ok()?;
-    let mut out = Vec::with_capacity(5 + frame.len());
-    out.push(kind | COMPRESSED);
-    out.extend_from_slice(&length.to_be_bytes());
-    out.extend_from_slice(&frame);
-    Some(out)
+
+    /// The payload with a compressed body, if that is shorter.
+    fn compressed(&mut self, kind: u8, body: &[u8]) -> Option<Vec<u8>> {
+        if body.len() <= COMPRESS_OVER {
+            return None;
+        }
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            none => none.insert(zstd::bulk::Compressor::new(1).ok()?),
+        };
+        let frame = compressor.compress(body).ok()?;
+        if frame.len() + 4 >= body.len() {
+            return None;
+        }
+        let length = u32::try_from(body.len()).ok()?;
+        let mut out = Vec::with_capacity(5 + frame.len());
+        out.push(kind | COMPRESSED);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&frame);
+        Some(out)
+    }
 }
 
 impl EngineMessage {

@@ -214,7 +214,7 @@ impl Party {
 
     pub(crate) async fn add(&self, number: u64, size: u64, file: OwnedFd) {
         let spec = FileSpec { number, size, direct_alignment: 0, in_memory: false, sparse: false };
-        self.engine.commands.send(Command::AddFiles(vec![(spec, Some(file))])).await.unwrap();
+        self.engine.commands.send(Command::AddFiles(vec![(spec, Some(file.into()))])).await.unwrap();
     }
 
     /// Has the other side's agent told that the files added so far are ready, as agents do.

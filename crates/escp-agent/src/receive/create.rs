@@ -1,7 +1,7 @@
 //! Opening a place for a file's bytes: a temporary file beside its final name, or the file itself.
 
 use super::directory::{Directory, Held};
-use super::space::{Space, why_not_made};
+use super::space::{Room, Space, why_not_made};
 use crate::link::TransferOptions;
 use crate::reason::why;
 use crate::storage::{self, DIRECT_FROM, Memory};
@@ -10,7 +10,7 @@ use rustix::fs::{
     Access, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags, accessat, fcntl_setfl, fstat, ftruncate,
     openat, statat, statx, unlinkat,
 };
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -38,8 +38,7 @@ pub(super) struct Wanted {
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) spec: FileSpec,
-    /// For the engine, until it has it.
-    pub(super) for_engine: Option<OwnedFd>,
+    /// The engine has it too.
     pub(super) file: Arc<OwnedFd>,
     pub(super) parent: Arc<Directory>,
     /// The final name.
@@ -103,17 +102,20 @@ pub(super) fn make(
     options: &TransferOptions,
     space: &Space,
     memory: &Memory,
+    batch: &mut Batch,
 ) -> Result<Made, String> {
     let parent = Arc::clone(&wanted.parent);
     let Some(held) = parent.wait() else { return Err(String::new()) };
-    let existing = existing(held, &wanted, options.inplace)?;
+    // A directory that this session made holds nothing else than what this session puts there.
+    let fresh = held.created && !options.inplace;
+    let existing = if fresh { None } else { existing(held, &wanted, options.inplace)? };
     if !wanted.sparse && wanted.size > 0 {
         // In place, the old content is dropped before the new one comes.
         let freed = existing
             .as_ref()
             .filter(|_| options.inplace)
             .map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
-        space.check(held, wanted.size, freed).map_err(|shortage| shortage.text())?;
+        space.check(held, wanted.size, freed, &mut batch.room).map_err(|shortage| shortage.text())?;
     }
     let (file, place) = match (&existing, options.inplace) {
         (Some(_), true) => (open_existing(held, &wanted)?, PlacedAt::Existing),
@@ -122,17 +124,16 @@ pub(super) fn make(
             (file, PlacedAt::New(Temporary::new(&wanted.parent, wanted.name.clone())))
         }
         (_, false) => {
-            let (file, name) = create_temporary(held).map_err(|error| why_not_made(error, held))?;
+            let (file, name) =
+                create_temporary(held, &mut batch.names).map_err(|error| why_not_made(error, held))?;
             (file, PlacedAt::Temporary(Temporary::new(&wanted.parent, name)))
         }
     };
     let spec = spec(&wanted, held, &file, options.direct, memory).map_err(why)?;
-    let for_engine = fcntl_dupfd_cloexec(&file, 3).map_err(why)?;
     let file = Arc::new(file);
     space.promise(wanted.number, held, wanted.size, &file);
     Ok(Made {
         spec,
-        for_engine: Some(for_engine),
         file,
         parent: wanted.parent,
         name: wanted.name,
@@ -186,9 +187,9 @@ fn create(held: &Held, name: &[u8]) -> Result<OwnedFd, Errno> {
     openat(held.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)
 }
 
-fn create_temporary(held: &Held) -> Result<(OwnedFd, Vec<u8>), Errno> {
+fn create_temporary(held: &Held, names: &mut Names) -> Result<(OwnedFd, Vec<u8>), Errno> {
     for _ in 0..TRIES {
-        let name = temporary_name()?;
+        let name = names.next()?;
         match create(held, &name) {
             Ok(file) => return Ok((file, name)),
             Err(Errno::EXIST) => {}
@@ -198,12 +199,33 @@ fn create_temporary(held: &Held) -> Result<(OwnedFd, Vec<u8>), Errno> {
     Err(Errno::EXIST)
 }
 
-fn temporary_name() -> Result<Vec<u8>, Errno> {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut random = [0_u8; RANDOM];
-    getrandom(&mut random, GetRandomFlags::empty())?;
-    let letters = random.iter().filter_map(|byte| ALPHABET.get(usize::from(byte % 32)));
-    Ok(TEMPORARY.iter().chain(letters).copied().collect())
+/// What the files of one batch share, so that it is asked for once: a look at the free space, and random bytes.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    room: Room,
+    names: Names,
+}
+
+/// Temporary names from the kernel's random bytes.
+#[derive(Debug, Default)]
+struct Names {
+    /// Not used yet.
+    random: Vec<u8>,
+}
+
+impl Names {
+    fn next(&mut self) -> Result<Vec<u8>, Errno> {
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        if self.random.len() < RANDOM {
+            // As many as come whole (getrandom(2)).
+            self.random.resize(256, 0);
+            let got = getrandom(self.random.as_mut_slice(), GetRandomFlags::empty())?;
+            self.random.truncate(got);
+        }
+        let own = self.random.split_off(self.random.len().saturating_sub(RANDOM));
+        let letters = own.iter().filter_map(|byte| ALPHABET.get(usize::from(byte % 32)));
+        Ok(TEMPORARY.iter().chain(letters).copied().collect())
+    }
 }
 
 /// Whether this is the name of a temporary file.

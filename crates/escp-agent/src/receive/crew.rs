@@ -1,6 +1,6 @@
 //! The threads that create, publish and finish.
 
-use super::create::{Made, Wanted, make};
+use super::create::{Batch, Made, Wanted, make};
 use super::directory::{Directory, Promise};
 use super::publish::{Complete, Full, finish_all, leftovers, publish, with_numbers};
 use super::space::Space;
@@ -103,6 +103,7 @@ impl Shared {
 
     fn make_all(&self, items: Vec<Item>, answer: &UnboundedSender<Done>, pulse: &Pulse) -> Vec<MadeEntry> {
         let mut made = Vec::with_capacity(items.len());
+        let mut batch = Batch::default();
         for item in items {
             if pulse.is_stopped() || answer.is_closed() {
                 break;
@@ -111,7 +112,7 @@ impl Shared {
             made.push(match item {
                 Item::File(wanted) => {
                     let number = wanted.number;
-                    let outcome = make(wanted, &self.options, &self.space, &self.memory);
+                    let outcome = make(wanted, &self.options, &self.space, &self.memory, &mut batch);
                     (number, outcome.map(|made| Some(Box::new(made))))
                 }
                 Item::Directory { number, promise, parent, name } => {

@@ -32,7 +32,7 @@ pub(super) struct Held {
     fd: OwnedFd,
     pub(super) device: u64,
     /// This session made it.
-    created: bool,
+    pub(super) created: bool,
 }
 
 impl Held {

@@ -5,7 +5,7 @@ use super::directory::Directory;
 use crate::path::PathNode;
 use escp_engine_api::FileCheck;
 use escp_proto::agent::{Attributes, ROOT};
-use std::collections::HashMap;
+use escp_proto::numbered::Numbered;
 use std::sync::Arc;
 
 /// A file under way.
@@ -95,8 +95,8 @@ impl DirectoryState {
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     /// Boxed, so that the table stays small when it doubles.
-    files: HashMap<u64, Box<Incoming>>,
-    directories: HashMap<u64, DirectoryState>,
+    files: Numbered<Box<Incoming>>,
+    directories: Numbered<DirectoryState>,
 }
 
 impl Entries {

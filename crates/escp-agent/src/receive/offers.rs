@@ -13,7 +13,7 @@ use escp_proto::agent::{Attributes, Entry, EntryKind, ROOT};
 use std::sync::Arc;
 
 /// Entries made by one thread in one go.
-const MAKE_TOGETHER: usize = 64;
+const MAKE_TOGETHER: usize = 128;
 
 /// Where an entry goes, whatever it lies in.
 enum Placed {

@@ -200,7 +200,7 @@ impl Receiver<'_> {
     }
 
     /// Gives open files to the engine and says that their blocks may come.
-    pub(super) fn open(&mut self, mut files: Vec<(FileSpec, Option<OwnedFd>)>) {
+    pub(super) fn open(&mut self, mut files: Vec<(FileSpec, Option<Arc<OwnedFd>>)>) {
         while !files.is_empty() {
             let rest = files.split_off(files.len().min(MAX_BATCH));
             let numbers: Vec<u64> = files.iter().map(|(spec, _)| spec.number).collect();
@@ -217,8 +217,8 @@ impl Receiver<'_> {
         let mut files = Vec::with_capacity(made.len());
         for (number, outcome) in made {
             match outcome {
-                Ok(Some(mut made)) => {
-                    files.push((made.spec, made.for_engine.take()));
+                Ok(Some(made)) => {
+                    files.push((made.spec, Some(Arc::clone(&made.file))));
                     if let Some(file) = self.entries.file(number) {
                         file.made = Some(made);
                     }
@@ -345,7 +345,7 @@ impl Receiver<'_> {
                 self.tally.bytes = self.tally.bytes.saturating_add(size);
                 let word = check::to_wire(check);
                 self.list.add(number, size, word);
-                self.observer.published(&node.path());
+                self.observer.published(&|| node.path());
                 self.answer(number, Ok(word));
             }
             Err((text, integrity)) => {

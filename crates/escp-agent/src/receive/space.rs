@@ -12,6 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// less than what any report of free space is off by.
 const WORTH_A_PROMISE: u64 = 1024 * 1024;
 
+/// Free space as one look showed it, less what was made since: a batch of small files needs no look for each.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    device: u64,
+    left: u64,
+}
+
 /// Free space less what was promised to files under way.
 #[derive(Debug, Default)]
 pub(super) struct Space {
@@ -40,7 +47,17 @@ impl Shortage {
 
 impl Space {
     /// Checks that `size` bytes fit on the directory's file system, `freed` bytes of it being freed first.
-    pub(super) fn check(&self, directory: &Held, size: u64, freed: u64) -> Result<(), Shortage> {
+    pub(super) fn check(
+        &self,
+        directory: &Held,
+        size: u64,
+        freed: u64,
+        room: &mut Room,
+    ) -> Result<(), Shortage> {
+        if size < WORTH_A_PROMISE && room.device == directory.device && room.left >= size {
+            room.left -= size;
+            return Ok(());
+        }
         // A file system that cannot say is believed to have room: writing will tell.
         let Some(free) = free(directory) else { return Ok(()) };
         let free = free.saturating_add(freed);
@@ -48,6 +65,13 @@ impl Space {
         let here = || promises.values().filter(|promise| promise.device == directory.device);
         let promised: u64 = here().map(|promise| promise.size).fold(0, u64::saturating_add);
         if size.saturating_add(promised) <= free {
+            // What a large file is promised the next small one has to see.
+            let small = size < WORTH_A_PROMISE;
+            *room = if small {
+                Room { device: directory.device, left: free - promised - size }
+            } else {
+                Room::default()
+            };
             return Ok(());
         }
         // Part of what was promised is allocated by now, and so missing from `free` already.

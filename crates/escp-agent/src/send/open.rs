@@ -7,8 +7,9 @@ use crate::reason::why;
 use crate::storage::{self, DIRECT_FROM, Memory};
 use escp_engine_api::{Extent, ExtentKind, FileSpec};
 use escp_proto::agent::{Attributes, EntryKind};
+use escp_proto::block::MAX_PACKED_FILE_LEN;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, makedev, openat, statx};
-use rustix::io::{Errno, fcntl_dupfd_cloexec, pread};
+use rustix::io::{Errno, pread};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ pub(super) struct OpenedFile {
     /// Likewise in each extent.
     pub(super) extents: Vec<Extent>,
     /// For the engine; `None` with a dummy engine.
-    pub(super) file: Option<OwnedFd>,
+    pub(super) file: Option<Arc<OwnedFd>>,
     /// Kept to look at the file again.
     pub(super) original: Option<Original>,
 }
@@ -41,7 +42,7 @@ pub(super) struct OpenedFile {
 /// A file as it was before it was read, and its descriptor.
 #[derive(Debug)]
 pub(super) struct Original {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     identity: Identity,
 }
 
@@ -108,7 +109,7 @@ pub(super) fn open(found: Found, direct: bool, memory: &Memory) -> Offered {
 fn open_file(at: BorrowedFd<'_>, path: &[u8], direct: bool, memory: &Memory) -> Result<OpenedFile, String> {
     // Should the file have become a FIFO, opening must not wait for a writer.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let file = openat(at, path, flags, Mode::empty()).map_err(why)?;
+    let file = Arc::new(openat(at, path, flags, Mode::empty()).map_err(why)?);
     let stat = look(file.as_fd()).map_err(why)?;
     if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile {
         return Err(NOT_REGULAR.into());
@@ -120,11 +121,15 @@ fn open_file(at: BorrowedFd<'_>, path: &[u8], direct: bool, memory: &Memory) -> 
     }
     let in_memory = memory.holds(file.as_fd(), makedev(stat.stx_dev_major, stat.stx_dev_minor));
     let wanted = direct && !in_memory && stat.stx_size >= DIRECT_FROM;
-    // NONBLOCK goes in any case: on some file systems io_uring would answer EAGAIN for it.
-    let direct_alignment = storage::set_direct(file.as_fd(), wanted, &stat).map_err(why)?;
-    let keep = fcntl_dupfd_cloexec(&file, 3).map_err(why)?;
     // Blocks of 512 bytes, whatever the file system's own are. A file of one grain has no hole to save.
     let sparse = stat.stx_size > 4096 && stat.stx_blocks.saturating_mul(512) < stat.stx_size;
+    let direct_alignment = if sparse || stat.stx_size > MAX_PACKED_FILE_LEN {
+        // NONBLOCK goes in any case: on some file systems io_uring would answer EAGAIN for it.
+        storage::set_direct(file.as_fd(), wanted, &stat).map_err(why)?
+    } else {
+        // Read by a plain call, for which a regular file's NONBLOCK means nothing.
+        0
+    };
     let extents =
         if sparse { holes::extents(file.as_fd(), 0, stat.stx_size) } else { one_extent(stat.stx_size) };
     let sparse = extents.iter().any(|extent| extent.kind == ExtentKind::Hole);
@@ -140,8 +145,8 @@ fn open_file(at: BorrowedFd<'_>, path: &[u8], direct: bool, memory: &Memory) -> 
         kind: EntryKind::File { size: stat.stx_size, sparse, attributes },
         spec: FileSpec { number: 0, size: stat.stx_size, direct_alignment, in_memory, sparse },
         extents,
+        original: Some(Original { fd: Arc::clone(&file), identity: Identity::of(&stat) }),
         file: Some(file),
-        original: Some(Original { fd: keep, identity: Identity::of(&stat) }),
     })
 }
 

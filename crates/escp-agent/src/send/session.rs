@@ -16,6 +16,7 @@ use escp_proto::agent::{
     AgentMessage, Entry, EntryFailure, EntryKind, EntryResult, FileDigest, ROOT, Scanned, SourceFailure,
     messages,
 };
+use escp_proto::numbered::Numbered;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ struct SentFile {
     node: Arc<PathNode>,
     spec: FileSpec,
     extents: Vec<Extent>,
-    file: Option<OwnedFd>,
+    file: Option<Arc<OwnedFd>>,
     original: Option<Arc<Original>>,
     engine: AtEngine,
     /// Its check value, once it was read and had not changed.
@@ -63,7 +64,7 @@ struct Sender<'a> {
     peer_host: &'a str,
     tally: Tally,
     list: ListDigest,
-    entries: HashMap<u64, Sent>,
+    entries: Numbered<Sent>,
     /// Numbers of open directories by their number in the walk.
     directories: HashMap<u64, u64>,
     /// Batches that came before their turn.
@@ -111,7 +112,7 @@ pub async fn send_files(
         peer_host,
         tally: Tally::default(),
         list: ListDigest::default(),
-        entries: HashMap::new(),
+        entries: Numbered::default(),
         directories: HashMap::new(),
         early: BTreeMap::new(),
         next_batch: 0,
@@ -329,7 +330,7 @@ impl Sender<'_> {
                 self.tally.files += 1;
                 self.tally.bytes = self.tally.bytes.saturating_add(sent.spec.size);
                 self.list.add(result.number, sent.spec.size, word);
-                self.observer.published(&sent.node.path());
+                self.observer.published(&|| sent.node.path());
             }
             Some(Sent::File(sent)) => {
                 let ours = sent.check.unwrap_or(FileCheck::Off);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Things found that are handed on together.
-const BATCH: usize = 64;
+const BATCH: usize = 128;
 /// How long a thing found waits for company.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// Bytes of directory entries read at once.

@@ -44,7 +44,7 @@ enum Wire {
 
 struct Taken {
     spec: FileSpec,
-    file: Option<File>,
+    file: Option<Arc<OwnedFd>>,
     left: u64,
     check: u64,
 }
@@ -153,8 +153,8 @@ impl Engine {
         }
     }
 
-    fn add(&mut self, spec: FileSpec, file: Option<OwnedFd>) {
-        let taken = Taken { spec, file: file.map(File::from), left: spec.size, check: spec.number };
+    fn add(&mut self, spec: FileSpec, file: Option<Arc<OwnedFd>>) {
+        let taken = Taken { spec, file, left: spec.size, check: spec.number };
         assert!(self.files.insert(spec.number, taken).is_none(), "number used twice");
         // An empty file needs no extent; the receiver hears of it by the sender's `Whole`.
         if spec.size == 0 && self.faults.sends() {
@@ -222,7 +222,7 @@ impl Engine {
                 }
                 let Some(taken) = self.files.remove(&file) else { return };
                 if let Some(open) = &taken.file {
-                    open.set_len(taken.spec.size).unwrap();
+                    rustix::fs::ftruncate(open, taken.spec.size).unwrap();
                 }
                 let corrupt = u64::from(self.faults.corrupt == Some(file));
                 self.report(file, Ok(FileCheck::Crc64(taken.check ^ corrupt)));
@@ -272,7 +272,7 @@ impl Faults {
 }
 
 /// The same file, opened again without O_DIRECT.
-fn plain(file: &File) -> File {
+fn plain(file: &OwnedFd) -> File {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = rustix::fs::fcntl_getfl(file).unwrap();
@@ -304,8 +304,8 @@ impl Observer for Recorder {
         self.0.lock().unwrap().scanned = (files, bytes, complete);
     }
     fn moved(&self, _bytes: u64, _files: u64) {}
-    fn published(&self, path: &[u8]) {
-        self.0.lock().unwrap().published.push(path.to_vec());
+    fn published(&self, path: &dyn Fn() -> Vec<u8>) {
+        self.0.lock().unwrap().published.push(path());
     }
     fn failed(&self, failure: &FailedFile) {
         self.0.lock().unwrap().failed.push(failure.clone());

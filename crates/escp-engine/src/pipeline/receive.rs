@@ -214,7 +214,7 @@ impl Receiving {
         }
         fail_if(&file, file.prepare_once(|| Ok(())));
         if file.end(length) {
-            shared.hand_on(file);
+            shared.hand_on(vec![file]);
         }
         Ok(())
     }
@@ -223,6 +223,7 @@ impl Receiving {
         let data = &buf.bytes()[BODY..BODY + header.plain_len as usize];
         let shared = &self.lane.shared;
         self.lane.state.enter(Stage::Write, shared.now());
+        let mut over = Vec::new();
         for item in unpack(header.file, data)? {
             let length = item.length as u64;
             let Some(file) = self.file(item.file, 0, length)? else { continue };
@@ -249,9 +250,10 @@ impl Receiving {
             }
             shared.meter.add(Counter::BytesDiskWritten, written);
             if file.end(written) {
-                shared.hand_on(file);
+                over.push(file);
             }
         }
+        shared.hand_on(over);
         Ok(())
     }
 
@@ -272,7 +274,7 @@ impl Receiving {
         file.begin();
         if !self.verify(&file, header, &buf.bytes()[BODY..BODY + length])? {
             if file.end(0) {
-                self.lane.shared.hand_on(file);
+                self.lane.shared.hand_on(vec![file]);
             }
             self.writes.push(&self.lane, Pending::Through);
             return Ok(());

@@ -161,7 +161,7 @@ impl Sending {
             Staged::Block { file, offset, length, read } => {
                 let record = self.prepare_block(&file, offset, length, read).await;
                 if record.is_none() && file.end(0) {
-                    self.lane.shared.hand_on(file);
+                    self.lane.shared.hand_on(vec![file]);
                 }
                 record
             }
@@ -235,7 +235,7 @@ impl Sending {
                 end += length;
                 packed.push(file);
             } else if file.end(0) {
-                lane.shared.hand_on(file);
+                lane.shared.hand_on(vec![file]);
             }
         }
         if packed.is_empty() {
@@ -280,15 +280,12 @@ impl Sending {
         match moves {
             Moves::One(file, length) => {
                 if file.end(length) {
-                    shared.hand_on(file);
+                    shared.hand_on(vec![file]);
                 }
             }
-            Moves::Many(files) => {
-                for file in files {
-                    if file.end(file.spec().size) {
-                        shared.hand_on(file);
-                    }
-                }
+            Moves::Many(mut files) => {
+                files.retain(|file| file.end(file.spec().size));
+                shared.hand_on(files);
             }
         }
         self.lane.register_when_worth_it();

@@ -100,7 +100,7 @@ impl Writes {
             let written = if write.file.is_failed() { 0 } else { write.length as u64 };
             lane.shared.meter.add(Counter::BytesDiskWritten, written);
             if write.file.end(written) {
-                lane.shared.hand_on(write.file);
+                lane.shared.hand_on(vec![write.file]);
             }
         }
         lane.state.records.fetch_add(1, Relaxed);

@@ -19,7 +19,8 @@
 use super::{MAX_OPEN_DIRECTORIES, MAX_OUTSTANDING};
 use crate::ProtocolError;
 use crate::agent::{AgentMessage, Entry, EntryKind, ROOT};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::numbered::Numbered;
+use std::collections::BTreeSet;
 
 /// How far an entry is that is not done with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,7 +109,7 @@ pub(super) struct Entries {
     /// The highest number that may be offered.
     credit: u64,
     /// Entries by number; an `End` with the directory it ends.
-    states: BTreeMap<u64, (EntryState, u64)>,
+    states: Numbered<(EntryState, u64)>,
     /// Directories that may still get children.
     open: BTreeSet<u64>,
 }
