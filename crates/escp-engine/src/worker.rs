@@ -9,7 +9,7 @@ use crate::uring;
 use escp_buf::Pool;
 use escp_crypto::{Opener, Sealer};
 use escp_engine_api::{EngineKind, Fault, JobOptions};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -184,7 +184,7 @@ async fn run_lane(
         Disk::Uring if !ring => Disk::Posix,
         disk => disk,
     };
-    let lane = Lane { disk, shared, state, socket, pool, adapt };
+    let lane = Lane { disk, shared, state, socket, pool, adapt, blocks: Cell::default() };
     match key {
         LaneKey::Seal(sealer) => send_lane(lane, sealer).await,
         LaneKey::Open(opener) => receive_lane(lane, opener).await,

@@ -23,7 +23,7 @@ use escp_engine_api::Fault;
 use escp_proto::ProtocolError;
 use escp_proto::block::HEADER_LEN;
 use escp_proto::record::IV_LEN;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub(crate) const PAYLOAD: usize = RECORD + IV_LEN;
 /// compressed or expanded copy, and one between stages. The pool of a thread has depth + this for each of its
 /// streams, so no stream ever waits for another's slots.
 pub(crate) const SLOTS_BESIDE_DEPTH: usize = 3;
-/// Records after which a thread registers the slots it used with its ring. Pinning 64 MiB costs 40 to 60 ms,
+/// Blocks after which a thread registers the slots it used with its ring. Pinning 64 MiB costs 40 to 60 ms,
 /// which a transfer of a few blocks would never earn back.
 pub(crate) const REGISTER_AFTER: u64 = 64;
 
@@ -49,6 +49,8 @@ pub(crate) struct Lane {
     pub(crate) pool: Pool,
     /// Sender, where compression is wanted: which level, for all lanes of this thread.
     pub(crate) adapt: Option<Rc<RefCell<Adapt>>>,
+    /// Blocks of files that went through this lane; small files that share a record do not count.
+    pub(crate) blocks: Cell<u64>,
 }
 
 /// Why a lane ended before its agreed end.
@@ -98,9 +100,11 @@ impl From<CryptoError> for LaneError {
 impl Lane {
     /// Registers the pool's slots once the lane has moved enough to earn it back. A refusal (the limit of
     /// locked memory) only means that the kernel pins pages per operation.
+    ///
+    /// Only blocks earn it: small files never meet the ring, and pinning would fill every slot they use to its end.
     fn register_when_worth_it(&self) {
-        let records = self.state.records.load(std::sync::atomic::Ordering::Relaxed);
-        if records == REGISTER_AFTER
+        self.blocks.update(|blocks| blocks + 1);
+        if self.blocks.get() == REGISTER_AFTER
             && matches!(self.socket, Socket::Uring(_))
             && let Err(error) = self.pool.register()
         {

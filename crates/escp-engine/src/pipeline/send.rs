@@ -282,13 +282,13 @@ impl Sending {
                 if file.end(length) {
                     shared.hand_on(vec![file]);
                 }
+                self.lane.register_when_worth_it();
             }
             Moves::Many(mut files) => {
                 files.retain(|file| file.end(file.spec().size));
                 shared.hand_on(files);
             }
         }
-        self.lane.register_when_worth_it();
         Ok(())
     }
 
