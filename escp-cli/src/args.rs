@@ -121,6 +121,9 @@ pub(crate) struct SpeedArgs {
     /// Use at most RATE in all: Kbit/s, or with a unit, bits/s: 800M, 10G
     #[arg(short = 'l', value_name = "RATE")]
     pub(crate) limit: Option<String>,
+    /// TCP congestion control of the data connections on both hosts, such as bbr (the hosts' own unless given)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) congestion: Option<String>,
     /// Size of a block, 256K to 8M (1M unless configured otherwise)
     #[arg(long, value_name = "SIZE")]
     pub(crate) blocksize: Option<String>,

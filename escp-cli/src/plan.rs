@@ -8,7 +8,7 @@ use escp_agent::dial::Family;
 use escp_agent::link::TransferOptions;
 use escp_agent::near::{NearJob, NearTransfer};
 use escp_config::{Config, Engine, PortRange, parse_rate, parse_size};
-use escp_engine_api::{EngineKind, MAX_BLOCK_SIZE, MAX_STREAMS, MIN_BLOCK_SIZE};
+use escp_engine_api::{EngineKind, MAX_BLOCK_SIZE, MAX_CONGESTION, MAX_STREAMS, MIN_BLOCK_SIZE};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::thread;
@@ -239,11 +239,26 @@ fn job(args: &Args, config: &Config, kinds: &Kinds, ends: Ends) -> Result<NearJo
         depth,
         compress: if args.speed.compress { config.compress.or(Some(DEFAULT_LEVEL)) } else { config.compress },
         rate_limit,
+        congestion: congestion(speed.congestion.as_deref())?,
         cpus,
         far_ports: far_ports(speed, config)?,
         family,
         verbose: args.messages.verbose,
     })
+}
+
+/// `--congestion`: whether the kernels know it, they say.
+fn congestion(name: Option<&str>) -> Result<Option<String>, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    match name {
+        Some(name) if name.is_empty() || name.len() > MAX_CONGESTION || !name.bytes().all(plain) => {
+            Err(format!(
+                "--congestion {}: not a name that a kernel has, such as cubic or bbr",
+                name.escape_debug()
+            ))
+        }
+        name => Ok(name.map(str::to_owned)),
+    }
 }
 
 /// Data connections in general, and where both ends share this machine's cores: more than they can serve would

@@ -2,7 +2,7 @@
 
 use escp_testkit::run::wait_until;
 use escp_testkit::wan::Link;
-use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_wan, tree};
+use escp_testkit::{Checked, FAR_PORTS, Host, Plan, World, compare, ensure, need_wan, skip, tree};
 use escp_tests::{Way, copy_and_compare, parts, settle};
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ fn a_file_arrives_whole_through_loss_and_damage_that_tcp_sees() -> Checked {
     need_wan!();
     for (way, host) in [(Way::Up, Host::Daemon), (Way::Down, Host::Embedded)] {
         let world = world(host, Link::new(50 * MS, None), way, 20 * tree::MIB)?;
-        world.wan()?.change(|link| (link.loss, link.flips) = (0.01, 0.01));
-        copy_and_compare(&world, way, &[], "big", "big")?;
+        world.wan()?.change(|link| (link.loss, link.flips) = (0.004, 0.004));
+        copy_and_compare(&world, way, &["-t", "8"], "big", "big")?;
         let counts = world.wan()?.counts();
         ensure!(counts.lost > 0 && counts.flipped > 0, "nothing was lost or damaged: {counts:?}");
     }
@@ -61,6 +61,71 @@ fn a_partition_is_told_and_outlived() -> Checked {
     let outcome = running.end()?.expect_status(0)?.expect_stderr(told)?;
     ensure!(world.wan()?.counts().cut > 0, "nothing was cut: {}", outcome.told());
     compare::same(&world.near.join("big"), &world.far.join("big"))
+}
+
+/// What `ss` knows about the data connections of a host.
+fn connections(world: &World, far: bool) -> Checked<String> {
+    let run = if far { world.on_far("ss") } else { world.on_near("ss") };
+    let ports = format!(
+        "( sport >= :{} and sport <= :{} ) or ( dport >= :{0} and dport <= :{1} )",
+        FAR_PORTS.0, FAR_PORTS.1
+    );
+    Ok(run.args(["-Htin", "state", "established"]).arg(ports).succeed()?.stdout)
+}
+
+#[test]
+fn congestion_control_is_chosen_on_both_hosts_or_refused_in_words() -> Checked {
+    need_wan!();
+    // The same in every namespace, and for all of the machine to change: what is there is taken as it is.
+    let names = |which: &str| -> Checked<Vec<String>> {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/tcp_{which}congestion_control"))?;
+        Ok(text.split_whitespace().map(str::to_owned).collect())
+    };
+    let (own, allowed, available) = (names("")?, names("allowed_")?, names("available_")?);
+    let Some(other) = allowed.iter().find(|name| !own.contains(name)) else {
+        skip!("this machine allows no congestion control but {own:?}");
+    };
+    for (way, host) in [(Way::Up, Host::Daemon), (Way::Down, Host::Embedded)] {
+        let world = world(host, Link::new(20 * MS, Some(40_000_000)), way, 8 * tree::MIB)?;
+        let running = way.escp(&world, &["--congestion", other, "-t", "3"], &["big"], "big").start()?;
+        parts::wait_until_moving(&way.target(&world))?;
+        for far in [false, true] {
+            let shown = connections(&world, far)?;
+            let with = shown.lines().filter(|line| line.split_whitespace().any(|word| word == other)).count();
+            ensure!(with >= 3, "{with} connections with {other}, far: {far}:\n{shown}");
+        }
+        running.end()?.expect_status(0)?;
+        let unknown = way.escp(&world, &["--congestion", "nosuch"], &["big"], "again").end()?;
+        unknown.expect_status(3)?.expect_stderr("net.ipv4.tcp_available_congestion_control")?;
+        if let Some(forbidden) = available.iter().find(|name| !allowed.contains(name)) {
+            let forbidden = way.escp(&world, &["--congestion", forbidden], &["big"], "again").end()?;
+            forbidden.expect_status(3)?.expect_stderr("net.ipv4.tcp_allowed_congestion_control")?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn buffers_too_small_for_the_way_are_named() -> Checked {
+    need_wan!();
+    for (way, host) in [(Way::Up, Host::Daemon), (Way::Down, Host::Embedded)] {
+        let world = world(host, Link::new(50 * MS, None), way, 16 * tree::MIB)?;
+        let (sender, receiver) = match way {
+            Way::Up => (&world.near_network, world.far_network()),
+            Way::Down => (world.far_network(), &world.near_network),
+        };
+        let plenty = way.escp(&world, &[], &["big"], "big").succeed()?;
+        ensure!(!plenty.stderr.contains("hold the transfer back"), "{}", plenty.told());
+        sender.set("net/ipv4/tcp_wmem", "4096 65536 131072")?;
+        let small = way.escp(&world, &[], &["big"], "again").succeed()?;
+        let small = small.expect_stderr("net.ipv4.tcp_wmem on the sending host")?;
+        ensure!(small.stderr.matches("hold the transfer back").count() == 1, "{}", small.told());
+        sender.set("net/ipv4/tcp_wmem", "4096 65536 67108864")?;
+        receiver.set("net/ipv4/tcp_rmem", "4096 65536 131072")?;
+        let small = way.escp(&world, &[], &["big"], "third").succeed()?;
+        small.expect_stderr("net.ipv4.tcp_rmem on the receiving host")?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -330,6 +330,7 @@ JOB = struct_of(
     checksum=P.boolean,
     durable=P.boolean,
     rate_limit=option(P.unsigned),
+    congestion=option(P.text),
     ports=option(pair(P.unsigned, P.unsigned)),
     verbose=P.octet,
 )

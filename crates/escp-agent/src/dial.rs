@@ -2,7 +2,7 @@
 //!
 //! Addresses and ports are tried as RFC 8305 says (happy eyeballs): families alternate, a new attempt starts
 //! every 250 ms or as soon as one is refused, and the first that connects wins. The other lanes go to the
-//! winner, all at once.
+//! winner, all at once; those to the first candidate, which mostly wins, are dialled beside it.
 
 use crate::link::SessionError;
 use crate::status;
@@ -138,11 +138,23 @@ async fn dial_within(targets: &Targets, count: usize, time: Duration) -> Result<
     }
     let deadline = Instant::now() + time;
     let mut refusals = Vec::new();
+    let more = count.saturating_sub(1);
+    let favourite = candidates.front().copied();
+    // Dropped, it gives up what it dialled.
+    let mut bet = JoinSet::new();
+    if let Some(to) = favourite {
+        bet.spawn(others(to, more, deadline));
+    }
     let first = timeout_at(deadline, race(candidates, &mut refusals)).await.ok().flatten();
     let Some((to, first)) = first else { return Err(unreachable(targets, &refusals, time)) };
     tracing::debug!("data goes to {to}");
     let mut sockets = vec![handed_over(first, to)?];
-    sockets.extend(others(to, count.saturating_sub(1), deadline).await?);
+    let won = if favourite == Some(to) { bet.join_next().await.and_then(Result::ok) } else { None };
+    drop(bet);
+    sockets.extend(match won {
+        Some(others) => others?,
+        None => others(to, more, deadline).await?,
+    });
     Ok(Lanes { to, sockets })
 }
 

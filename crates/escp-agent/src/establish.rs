@@ -78,7 +78,7 @@ where
         loop {
             match opening.event().await? {
                 Event::Opened(opened) => return Ok((opening, opened)),
-                Event::Note(note) => tracing::debug!("{note}"),
+                Event::Note(note) | Event::Remark(note) => tracing::debug!("{note}"),
                 _ => {}
             }
         }
@@ -156,7 +156,7 @@ impl Opening {
         loop {
             match self.event().await? {
                 Event::Connected => return Ok(()),
-                Event::Note(note) => observer.note(&note),
+                Event::Note(note) | Event::Remark(note) => observer.note(&note),
                 // The peer may see its lanes up, and speak, a moment before this side does.
                 Event::Message(bytes) if self.early.is_none() => self.early = Some(bytes),
                 Event::Message(_) => return Err(violation("it speaks out of turn")),
@@ -176,7 +176,7 @@ impl Opening {
             match self.event().await? {
                 Event::Message(bytes) => return decode(&bytes),
                 Event::Silent { seconds, stage } => observer.silent(seconds, &stage.to_string()),
-                Event::Note(note) => observer.note(&note),
+                Event::Note(note) | Event::Remark(note) => observer.note(&note),
                 _ => {}
             }
         }

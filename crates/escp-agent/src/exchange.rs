@@ -250,6 +250,7 @@ pub(crate) fn observe(event: Event, dummy: bool, files: u64, observer: &dyn Obse
         }
         Event::Silent { seconds, stage } => observer.silent(seconds, &stage.to_string()),
         Event::Note(text) => observer.note(&text),
+        Event::Remark(text) => observer.remark(&text),
         // Opening and connecting are over; the rest is handled where the session is driven.
         Event::Opened(_)
         | Event::Connected

@@ -237,6 +237,7 @@ fn engine_options(
         checksum: job.checksum,
         durable: job.durable,
         rate_limit,
+        congestion: job.congestion.clone(),
         cpus: settings.cpus.clone(),
     })
 }

@@ -60,6 +60,8 @@ pub struct NearJob {
     pub compress: Option<i32>,
     /// Total bits per second of the sender.
     pub rate_limit: Option<u64>,
+    /// TCP congestion control of both hosts, as their kernels call it; `None`: each host's own.
+    pub congestion: Option<String>,
     /// CPUs of this host's data threads; empty: all.
     pub cpus: Vec<u16>,
     /// Ports of an embedded far engine, first and last; `None`: as the far host is configured.
@@ -268,6 +270,7 @@ impl NearJob {
             checksum: self.options.checksum,
             durable: self.options.durable,
             rate_limit: self.rate_limit,
+            congestion: self.congestion.clone(),
             cpus: self.cpus.clone(),
         }
     }
@@ -283,6 +286,7 @@ impl NearJob {
             checksum: self.options.checksum,
             durable: self.options.durable,
             rate_limit: self.rate_limit,
+            congestion: self.congestion.clone(),
             ports: self.far_ports,
             verbose: self.verbose.min(3),
         }

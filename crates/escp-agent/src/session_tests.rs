@@ -61,6 +61,7 @@ fn near_job() -> NearJob {
         depth: 4,
         compress: None,
         rate_limit: None,
+        congestion: None,
         cpus: Vec::new(),
         far_ports: None,
         family: crate::dial::Family::Any,
@@ -346,6 +347,7 @@ fn job_bytes(engine: &str) -> Vec<u8> {
         checksum: true,
         durable: true,
         rate_limit: None,
+        congestion: None,
         ports: None,
         verbose: 0,
     })

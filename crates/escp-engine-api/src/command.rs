@@ -25,6 +25,9 @@ pub enum Command {
     /// Sending engine only: move these parts of files that were added. Every byte of a file must be
     /// covered exactly once before it is reported; an empty file needs no extent.
     Schedule(Vec<Extent>),
+    /// Sending engine only: nothing more will be scheduled. It may close its streams once all is sent, so that
+    /// their end is known when the agents agree on theirs.
+    Scheduled,
     /// Give these files up; each is reported with [`crate::FileError`] stage `Dropped` unless it was
     /// reported before.
     DropFiles(Vec<u64>),

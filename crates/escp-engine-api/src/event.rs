@@ -35,6 +35,8 @@ pub enum Event {
     },
     /// The session is over without an agreed end. Final.
     Failed(Failure),
+    /// Something every user should see, because they can mend it.
+    Remark(String),
 }
 
 /// The job as the engine opened it.

@@ -23,8 +23,8 @@ pub use event::{
     Counters, Event, Failure, Fault, FileCheck, FileError, FileReport, Opened, PEER_GAVE_UP, Progress, Stage,
 };
 pub use options::{
-    Direction, EngineKind, JobOptions, Listen, MAX_BLOCK_SIZE, MAX_STREAMS, MIN_BLOCK_SIZE, Secret,
-    SessionId, Side,
+    Direction, EngineKind, JobOptions, Listen, MAX_BLOCK_SIZE, MAX_CONGESTION, MAX_STREAMS, MIN_BLOCK_SIZE,
+    Secret, SessionId, Side,
 };
 
 use tokio::sync::mpsc;

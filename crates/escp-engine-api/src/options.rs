@@ -13,6 +13,9 @@ pub const MAX_BLOCK_SIZE: u32 = 8 * 1024 * 1024;
 /// Largest number of data streams of one session.
 pub const MAX_STREAMS: u16 = 256;
 
+/// Longest name of a congestion control, in bytes: Linux has room for a NUL behind it (`TCP_CA_NAME_MAX`).
+pub const MAX_CONGESTION: usize = 15;
+
 /// Names a session: 128 random bits chosen by the near agent. Not a secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionId(pub [u8; 16]);
@@ -154,6 +157,9 @@ pub struct JobOptions {
     pub durable: bool,
     /// Send at most this many bits per second, over all streams.
     pub rate_limit: Option<u64>,
+    /// TCP congestion control of all streams, as the kernel calls it (TCP_CONGESTION, tcp(7)); `None`: the
+    /// host's own.
+    pub congestion: Option<String>,
     /// CPUs the data threads may run on; empty: all of the process's.
     pub cpus: Vec<u16>,
 }
@@ -177,6 +183,7 @@ impl JobOptions {
             checksum: true,
             durable: true,
             rate_limit: None,
+            congestion: None,
             cpus: Vec::new(),
         }
     }

@@ -42,6 +42,7 @@ impl Session {
             self.say(EngineMessage::Keepalive);
         }
         self.progress().await;
+        self.look_at_the_way().await;
         self.listen_for_silence(now).await;
     }
 
@@ -65,6 +66,15 @@ impl Session {
             if records > known && self.say(EngineMessage::Ack { stream: lane.stream, records }) {
                 self.clock.acknowledged.insert(lane.stream, records);
             }
+        }
+    }
+
+    /// Says once what on these hosts keeps streams from filling the way between them.
+    async fn look_at_the_way(&mut self) {
+        if self.shared.options.direction == Direction::Send
+            && let Some(text) = self.watch.look(&self.shared)
+        {
+            self.emit(Event::Remark(text)).await;
         }
     }
 

@@ -46,11 +46,14 @@ fn nonce() -> io::Result<[u8; 16]> {
     if got == bytes.len() { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-fn socket(descriptor: OwnedFd) -> io::Result<TcpStream> {
+fn socket(shared: &Shared, descriptor: OwnedFd) -> io::Result<TcpStream> {
     let socket = std::net::TcpStream::from(descriptor);
     let options = socket2::SockRef::from(&socket);
     options.set_tcp_nodelay(true)?;
     options.set_tcp_user_timeout(Some(SILENCE_LIMIT))?;
+    if let Some(name) = &shared.options.congestion {
+        options.set_tcp_congestion(name.as_bytes())?;
+    }
     socket.set_nonblocking(true)?;
     TcpStream::from_std(socket)
 }
@@ -62,7 +65,7 @@ pub(crate) async fn introduce(
     stream: u16,
     descriptor: OwnedFd,
 ) -> Result<ProvenLane, HandshakeError> {
-    let mut socket = socket(descriptor)?;
+    let mut socket = socket(shared, descriptor)?;
     let session = shared.options.session.0;
     let route = master.route_key(&session);
     let nonce = nonce()?;
@@ -93,7 +96,7 @@ pub(crate) async fn answer(
     packet: [u8; FIRST_PACKET_LEN],
     descriptor: OwnedFd,
 ) -> Result<ProvenLane, HandshakeError> {
-    let mut socket = socket(descriptor)?;
+    let mut socket = socket(shared, descriptor)?;
     let first = FirstPacket::decode(&packet)?;
     let session = shared.options.session.0;
     let route = master.route_key(&session);

@@ -23,6 +23,7 @@ mod rate;
 mod session;
 mod shared;
 mod uring;
+mod way;
 mod worker;
 
 /// The version of the protocol that this engine speaks.

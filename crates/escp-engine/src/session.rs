@@ -9,6 +9,7 @@ use crate::listen::{Lanes, listen};
 use crate::meter::{Counter, Meter};
 use crate::pipeline::LaneError;
 use crate::shared::Shared;
+use crate::way::{self, Watch};
 use crate::worker::{LaneKey, LaneOver, NewLane, Workers, resolve};
 use crate::{AcceptedLane, Host};
 use escp_crypto::MasterSecret;
@@ -50,6 +51,7 @@ pub(crate) struct Session {
     /// An agent message that waits for room on stream 0; no command is taken meanwhile.
     stalled: Option<Message>,
     pub(crate) clock: Clock,
+    pub(crate) watch: Watch,
     /// A lane was lost; the peer's own reason on stream 0 may be on its way and is waited for a moment.
     pub(crate) loss: Option<(Instant, LaneError)>,
 }
@@ -96,6 +98,7 @@ enum Over {
 impl Session {
     async fn open(options: JobOptions, host: Host, port: &EnginePort) -> Result<(Self, Queues), Failure> {
         intake::check_options(&options)?;
+        way::check_congestion(options.congestion.as_deref())?;
         let (kind, kind_reason) = resolve(options.kind);
         let local = |what: &str, error: std::io::Error| Failure {
             fault: Fault::Local,
@@ -129,6 +132,7 @@ impl Session {
         port.events.send(Event::Opened(opened)).await.map_err(gone)?;
         let session = Self {
             clock: Clock::new(&shared),
+            watch: Watch::default(),
             shared,
             events: port.events.clone(),
             control: None,
@@ -193,6 +197,7 @@ impl Session {
             Command::AddLane(lane) => self.dialled(lane, queues),
             Command::AddFiles(files) => intake::add_files(shared, files),
             Command::Schedule(extents) => intake::schedule(shared, &extents),
+            Command::Scheduled => shared.plan.close(),
             Command::DropFiles(numbers) => intake::drop_files(shared, &numbers),
             Command::Message(bytes) => self.stalled = Some(Message::Agent(bytes)),
             Command::Finish(summary) => {

@@ -181,6 +181,11 @@ impl LaneState {
         escp_sys::socket::since_last_data(&self.socket).unwrap_or_default()
     }
 
+    /// What the kernel knows about this lane's way.
+    pub(crate) fn way(&self) -> Option<escp_sys::socket::Way> {
+        escp_sys::socket::way(&self.socket).ok()
+    }
+
     pub(crate) fn heard(&self) -> u64 {
         self.heard.load(Relaxed)
     }

@@ -54,6 +54,8 @@ pub enum CommandFrame {
         /// One sentence.
         reason: String,
     },
+    /// [`Command::Scheduled`].
+    Scheduled,
     /// [`Command::Message`]; travels outside of this encoding. Last: skipping it shifts the numbers of those
     /// behind it on one side only.
     #[serde(skip)]
@@ -146,6 +148,7 @@ pub fn encode_command(command: Command) -> Result<Vec<Outgoing>, FrameError> {
             files.chunks(MAX_LIST).map(|part| lone(&CommandFrame::DropFiles(part.to_vec()))).collect()
         }
         Command::Finish(summary) => plain(&CommandFrame::Finish(summary)),
+        Command::Scheduled => plain(&CommandFrame::Scheduled),
         Command::Abort { reason } => plain(&CommandFrame::Abort { reason: cut(reason, MAX_TEXT) }),
     }
 }
@@ -174,6 +177,7 @@ pub fn encode_event(event: Event) -> Result<Vec<Outgoing>, FrameError> {
         Event::Message(bytes) => return Ok(vec![message(&bytes)?]),
         Event::Files(reports) => return encode_reports(reports),
         Event::Note(text) => Event::Note(cut(text, MAX_TEXT)),
+        Event::Remark(text) => Event::Remark(cut(text, MAX_TEXT)),
         Event::Failed(Failure { fault, text }) => Event::Failed(Failure { fault, text: cut(text, MAX_TEXT) }),
         Event::Opened(mut opened) => {
             opened.ports.truncate(MAX_PORTS);
@@ -271,6 +275,7 @@ impl CommandFrame {
             Self::DropFiles(files) => Command::DropFiles(files),
             Self::Message(bytes) => Command::Message(bytes),
             Self::Finish(summary) => Command::Finish(summary),
+            Self::Scheduled => Command::Scheduled,
             Self::Abort { reason } => Command::Abort { reason },
         };
         if descriptors.next().is_some() {

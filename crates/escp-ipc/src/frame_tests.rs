@@ -19,6 +19,7 @@ fn options() -> Box<JobOptions> {
         listen: Some(Listen { first_port: 1232, last_port: 1242 }),
         compress: Some(-3),
         rate_limit: Some(1_000_000),
+        congestion: Some("bbr".into()),
         cpus: vec![0, 1],
         ..JobOptions::new(SessionId([1; 16]), Secret([0xa5; 32]), Side::Far, Direction::Receive)
     })
@@ -55,6 +56,7 @@ fn commands_survive_the_way() {
     }
     let arrived = round_trip(Command::Schedule(vec![extent]));
     assert!(matches!(&arrived[..], [Command::Schedule(extents)] if extents[..] == [extent]));
+    assert!(matches!(round_trip(Command::Scheduled)[..], [Command::Scheduled]));
     let arrived = round_trip(Command::Finish(summary));
     assert!(matches!(&arrived[..], [Command::Finish(got)] if *got == summary));
     let arrived = round_trip(Command::Open(options()));

@@ -32,6 +32,7 @@ fn options() -> Box<JobOptions> {
         listen: Some(Listen { first_port: 1232, last_port: 1242 }),
         compress: Some(-3),
         rate_limit: Some(1_000_000),
+        congestion: Some("bbr".into()),
         cpus: vec![0, 1],
         ..JobOptions::new(SessionId([1; 16]), Secret([0xa5; 32]), Side::Far, Direction::Receive)
     })

@@ -34,6 +34,8 @@ pub const MAX_HELLO: usize = 1024;
 pub const MAX_TEXT: usize = 2048;
 /// Longest name of an engine kind, in bytes.
 pub const MAX_ENGINE: usize = 32;
+/// Longest name of a congestion control, in bytes: Linux has room for a NUL behind it (`TCP_CA_NAME_MAX`).
+pub const MAX_CONGESTION: usize = 15;
 /// Most addresses or notes of a [`Listening`]; more are left out when it is encoded.
 pub const MAX_ITEMS: usize = 16;
 /// Most ports of a [`Listening`]; more are left out when it is encoded.
@@ -107,6 +109,8 @@ pub struct Job {
     pub durable: bool,
     /// Total bits per second of the sender.
     pub rate_limit: Option<u64>,
+    /// TCP congestion control of data streams, as the kernel calls it; `None`: the host's own.
+    pub congestion: Option<String>,
     /// Ports for an embedded far engine, first and last; `None`: the far configuration's.
     pub ports: Option<(u16, u16)>,
     /// Log level of the far agent's stderr: 0 quiet, 1 info, 2 debug, 3 trace.

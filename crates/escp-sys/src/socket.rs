@@ -1,8 +1,48 @@
 //! TCP sockets of the data plane.
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
+
+/// What the kernel knows about the way of a connection that sends (TCP_INFO, tcp(7); linux/tcp.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Smoothed round-trip time.
+    pub round_trip: Duration,
+    /// Shortest round-trip time of the last minutes: the way without what queues on it.
+    pub shortest_round_trip: Duration,
+    /// Time for which there was something to send or to be acknowledged, since the start.
+    pub busy: Duration,
+    /// The part of it in which the peer's receive window held the connection back.
+    pub window_limited: Duration,
+    /// The part of it in which the size of this side's send buffer did.
+    pub buffer_limited: Duration,
+    /// Bytes on their way and not acknowledged, to the segment.
+    pub in_flight: u64,
+    /// Bytes that the peer's receive window has room for.
+    pub window: u64,
+}
+
+/// Reads [`Way`].
+///
+/// # Errors
+/// Those of getsockopt(2); `Unsupported` from a kernel that does not tell all of it, before Linux 5.4.
+pub fn way(socket: impl AsFd) -> io::Result<Way> {
+    let (info, length) = info(socket)?;
+    if length < size_of::<RawInfo>() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(Way {
+        round_trip: Duration::from_micros(info.rtt.into()),
+        shortest_round_trip: Duration::from_micros(info.min_rtt.into()),
+        busy: Duration::from_micros(info.busy_time),
+        window_limited: Duration::from_micros(info.rwnd_limited),
+        buffer_limited: Duration::from_micros(info.sndbuf_limited),
+        in_flight: u64::from(info.snd_mss) * u64::from(info.unacked),
+        window: info.snd_wnd.into(),
+    })
+}
 
 /// How long ago the kernel last received data on a connection (`tcpi_last_data_recv`, tcp(7)), to the
 /// millisecond.
@@ -10,7 +50,7 @@ use std::time::Duration;
 /// # Errors
 /// Those of getsockopt(2).
 pub fn since_last_data(socket: impl AsFd) -> io::Result<Duration> {
-    Ok(Duration::from_millis(info(socket)?.last_data_recv.into()))
+    Ok(Duration::from_millis(info(socket)?.0.last_data_recv.into()))
 }
 
 /// For how long, in all, a connection had data that was not sent or not acknowledged (`tcpi_busy_time` of
@@ -19,32 +59,44 @@ pub fn since_last_data(socket: impl AsFd) -> io::Result<Duration> {
 /// # Errors
 /// Those of getsockopt(2); `Unsupported` on a kernel that does not tell.
 pub fn sending_time(socket: impl AsFd) -> io::Result<Duration> {
-    let info = info(socket)?;
-    info.busy_time.map(Duration::from_micros).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    let (info, length) = info(socket)?;
+    if length < offset_of!(RawInfo, rwnd_limited) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(Duration::from_micros(info.busy_time))
 }
 
-/// What is of interest in `struct tcp_info`.
-struct Info {
-    last_data_recv: u32,
-    busy_time: Option<u64>,
-}
-
-/// The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end: 8 flags, 24 numbers of 32
-/// bits, and so on. libc's has not all of it.
+/// The start of `struct tcp_info` of linux/tcp.h, which only ever grows at its end; what is of no interest has
+/// no names. libc's has not all of it.
 #[repr(C)]
 #[derive(Default)]
 struct RawInfo {
     flags: u64,
-    before: [u32; 11],
-    last_data_recv: u32,
-    after: [u32; 12],
-    pacing_and_bytes: [u64; 4],
+    timeouts: [u32; 2],
+    snd_mss: u32,
+    rcv_mss: u32,
+    unacked: u32,
     segments: [u32; 6],
+    last_data_recv: u32,
+    last_ack_and_sizes: [u32; 3],
+    rtt: u32,
+    windows: [u32; 8],
+    pacing_and_bytes: [u64; 4],
+    counts: [u32; 3],
+    min_rtt: u32,
+    data_segments: [u32; 2],
     delivery_rate: u64,
     busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: [u32; 2],
+    bytes_sent: [u64; 2],
+    disorder: [u32; 3],
+    snd_wnd: u32,
 }
 
-fn info(socket: impl AsFd) -> io::Result<Info> {
+/// What the kernel tells, and how many bytes of it.
+fn info(socket: impl AsFd) -> io::Result<(RawInfo, usize)> {
     let mut raw = RawInfo::default();
     let mut length = libc::socklen_t::try_from(size_of::<RawInfo>()).unwrap_or(0);
     // SAFETY: the pointers are to live locals, `length` is the size of the one the kernel writes to, and that
@@ -61,8 +113,7 @@ fn info(socket: impl AsFd) -> io::Result<Info> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    let whole = length as usize == size_of::<RawInfo>();
-    Ok(Info { last_data_recv: raw.last_data_recv, busy_time: whole.then_some(raw.busy_time) })
+    Ok((raw, length as usize))
 }
 
 #[cfg(test)]
@@ -75,9 +126,14 @@ mod tests {
     #[test]
     fn the_layout_is_that_of_the_kernel() {
         // Counted from linux/tcp.h.
-        assert_eq!(std::mem::offset_of!(RawInfo, last_data_recv), 52);
-        assert_eq!(std::mem::offset_of!(RawInfo, busy_time), 168);
-        assert_eq!(std::mem::offset_of!(libc::tcp_info, tcpi_last_data_recv), 52);
+        assert_eq!(offset_of!(RawInfo, last_data_recv), offset_of!(libc::tcp_info, tcpi_last_data_recv));
+        assert_eq!(offset_of!(RawInfo, snd_mss), offset_of!(libc::tcp_info, tcpi_snd_mss));
+        assert_eq!(offset_of!(RawInfo, unacked), offset_of!(libc::tcp_info, tcpi_unacked));
+        assert_eq!(offset_of!(RawInfo, rtt), offset_of!(libc::tcp_info, tcpi_rtt));
+        assert_eq!(offset_of!(RawInfo, min_rtt), 148);
+        assert_eq!(offset_of!(RawInfo, busy_time), 168);
+        assert_eq!(offset_of!(RawInfo, snd_wnd), 228);
+        assert_eq!(size_of::<RawInfo>(), 232);
     }
 
     #[test]
@@ -97,6 +153,20 @@ mod tests {
         // The kernel counts in ticks, of 10 ms at most.
         let most = start.elapsed() + Duration::from_millis(20);
         assert!(busy >= Duration::from_millis(250) && busy <= most, "{busy:?}");
+    }
+
+    #[test]
+    fn a_receiver_that_does_not_read_limits_the_sender() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        near.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        while near.write_all(&[0; 1 << 16]).is_ok() {}
+        std::thread::sleep(Duration::from_millis(300));
+        let way = way(&near).unwrap();
+        assert!(way.window_limited >= Duration::from_millis(200), "{way:?}");
+        assert!(way.busy >= way.window_limited && way.round_trip < Duration::from_secs(1), "{way:?}");
+        drop(far);
     }
 
     #[test]

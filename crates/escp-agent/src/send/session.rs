@@ -83,6 +83,10 @@ struct Sender<'a> {
     /// When the other side was last told; it hears of the first files before it is offered them.
     scan_said: Option<Instant>,
     no_more: bool,
+    /// Files offered that the engine has not got, and that may still have to be sent.
+    waiting: u64,
+    /// The engine knows that no more comes.
+    all_scheduled: bool,
 }
 
 /// Sends `sources`: from after Request and Accept until both engines agreed on the end.
@@ -125,6 +129,8 @@ pub async fn send_files(
         scanned: Scanned { files: 0, bytes: 0, complete: false },
         scan_said: None,
         no_more: false,
+        waiting: 0,
+        all_scheduled: false,
     };
     loop {
         match sender.exchange.step(&mut answers).await? {
@@ -151,6 +157,10 @@ impl Sender<'_> {
             self.scanned.complete = true;
             self.say_scanned()?;
             self.exchange.say(&AgentMessage::NoMore)?;
+        }
+        if self.no_more && self.waiting == 0 && !self.all_scheduled {
+            self.all_scheduled = true;
+            self.exchange.command(Command::Scheduled);
         }
         let through = self.no_more && self.entries.is_empty() && self.exchange.conversation.is_complete();
         if through && !self.exchange.has_finished() {
@@ -247,6 +257,7 @@ impl Sender<'_> {
             done: false,
         };
         self.entries.insert(number, Sent::File(Box::new(sent)));
+        self.waiting += 1;
         Entry { number, parent: self.number_of(opened.parent), name: opened.name, kind: opened.kind }
     }
 
@@ -264,6 +275,7 @@ impl Sender<'_> {
             for number in numbers {
                 if let Some(Sent::File(sent)) = self.entries.get_mut(number) {
                     sent.engine = AtEngine::Added;
+                    self.waiting -= 1;
                     files.push((sent.spec, sent.file.take()));
                     extents.append(&mut sent.extents);
                 }
@@ -380,8 +392,10 @@ impl Sender<'_> {
     }
 
     fn remove(&mut self, number: u64) {
-        if self.entries.remove(&number).is_some() {
-            self.finished += 1;
+        let Some(sent) = self.entries.remove(&number) else { return };
+        self.finished += 1;
+        if matches!(sent, Sent::File(sent) if sent.engine == AtEngine::NotYet) {
+            self.waiting -= 1;
         }
     }
 

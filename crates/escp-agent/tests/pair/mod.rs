@@ -56,6 +56,8 @@ struct Engine {
     files: HashMap<u64, Taken>,
     faults: Faults,
     events: std::collections::VecDeque<Event>,
+    /// The agent said that no more extents come.
+    scheduled: bool,
     own_end: Option<Summary>,
     peer_end: Option<Summary>,
     whole: u64,
@@ -77,6 +79,7 @@ pub(crate) fn engines(sending: Faults, receiving: Faults) -> (EngineHandle, Engi
             files: HashMap::new(),
             faults,
             events: std::collections::VecDeque::new(),
+            scheduled: false,
             own_end: None,
             peer_end: None,
             whole: 0,
@@ -127,7 +130,11 @@ impl Engine {
                     self.add(spec, file);
                 }
             }
-            Command::Schedule(extents) => extents.into_iter().for_each(|extent| self.read(extent)),
+            Command::Schedule(extents) => {
+                assert!(!self.scheduled, "more is to be sent after the last");
+                extents.into_iter().for_each(|extent| self.read(extent));
+            }
+            Command::Scheduled => self.scheduled = true,
             Command::DropFiles(numbers) => {
                 for number in numbers {
                     if self.files.remove(&number).is_some() {

@@ -6,7 +6,14 @@ use escp_proto::control::{ControlFailure, ControlMessage, Job, LENGTH_LEN};
 use serde_json::{Value, json};
 
 fn control() -> Vec<ControlMessage> {
-    let plain = Job { compress: None, rate_limit: None, ports: None, far_sends: false, ..samples::job() };
+    let plain = Job {
+        compress: None,
+        rate_limit: None,
+        congestion: None,
+        ports: None,
+        far_sends: false,
+        ..samples::job()
+    };
     vec![
         ControlMessage::Job(samples::job()),
         ControlMessage::Job(plain),

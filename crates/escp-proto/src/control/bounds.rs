@@ -1,8 +1,8 @@
 //! The bounds of a [`ControlMessage`], checked on the way out and on the way in.
 
 use super::{
-    BLOCK_UNIT, ControlFailure, ControlMessage, Job, LENGTH_LEN, Listening, MAX_BLOCK_SIZE, MAX_DEPTH,
-    MAX_ENGINE, MAX_FRAME, MAX_ITEMS, MAX_PORTS, MAX_STREAMS, MAX_TEXT, MIN_BLOCK_SIZE, MIN_DEPTH,
+    BLOCK_UNIT, ControlFailure, ControlMessage, Job, LENGTH_LEN, Listening, MAX_BLOCK_SIZE, MAX_CONGESTION,
+    MAX_DEPTH, MAX_ENGINE, MAX_FRAME, MAX_ITEMS, MAX_PORTS, MAX_STREAMS, MAX_TEXT, MIN_BLOCK_SIZE, MIN_DEPTH,
 };
 use crate::ProtocolError;
 
@@ -79,6 +79,11 @@ impl Job {
         ensure(self.depth >= MIN_DEPTH, "blocks in flight")?;
         ensure(self.compress.is_none_or(|level| LEVELS.contains(&level)), "compression level")?;
         ensure(self.rate_limit != Some(0), "rate limit")?;
+        if let Some(name) = &self.congestion {
+            at_most("congestion control", name.len(), MAX_CONGESTION)?;
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+            ensure(!name.is_empty() && name.bytes().all(plain), "congestion control")?;
+        }
         ensure(self.ports.is_none_or(|(first, last)| first <= last), "port range")?;
         at_most("verbosity", self.verbose.into(), MAX_VERBOSE.into())
     }

@@ -173,6 +173,7 @@ pub(crate) fn job() -> Job {
         checksum: true,
         durable: true,
         rate_limit: Some(10_000_000_000),
+        congestion: Some("bbr".to_owned()),
         ports: Some((1232, 1242)),
         verbose: 1,
     }

@@ -203,6 +203,7 @@ fn job() -> impl Strategy<Value = Job> {
         option::of(-100..=22_i32),
         option::of(1_u64..),
         option::of(any::<(u16, u16)>()),
+        option::of("[a-z0-9_-]{1,15}"),
     );
     (any::<[bool; 3]>(), "[a-z]{0,32}", sizes, 0_u8..=3).prop_map(|(flags, engine, sizes, verbose)| Job {
         far_sends: flags[0],
@@ -214,6 +215,7 @@ fn job() -> impl Strategy<Value = Job> {
         checksum: flags[1],
         durable: flags[2],
         rate_limit: sizes.4,
+        congestion: sizes.6,
         ports: sizes.5.map(|(a, b)| (a.min(b), a.max(b))),
         verbose,
     })
