@@ -3,6 +3,7 @@
 //! The broker writes it, the metrics read it. Totals never go back: a worker's page of counters is read
 //! while the worker lives and its last values are kept when it is gone, however it ended.
 
+use escp_engine::placement::Placement;
 use escp_sys::counters::{COUNTERS, CounterPage};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -80,6 +81,7 @@ pub(crate) struct Running {
     /// When its connection was accepted.
     pub(crate) since: Instant,
     page: Arc<CounterPage>,
+    placement: Option<Placement>,
 }
 
 /// See the module's page.
@@ -169,7 +171,23 @@ impl Ledger {
     /// Enters a session under a key of the broker's choice, never used before.
     pub(crate) fn begin(&self, key: u64, uid: u32, pid: u32, page: Arc<CounterPage>) {
         let since = Instant::now();
-        self.book().running.insert(key, Running { uid, pid, since, page });
+        self.book().running.insert(key, Running { uid, pid, since, page, placement: None });
+    }
+
+    /// Notes where a session's data threads run.
+    pub(crate) fn place(&self, key: u64, placement: Placement) {
+        if let Some(running) = self.book().running.get_mut(&key) {
+            running.placement.get_or_insert(placement);
+        }
+    }
+
+    /// Sessions that are running, by where their data threads do.
+    pub(crate) fn placements(&self) -> BTreeMap<Placement, u64> {
+        let mut placements = BTreeMap::new();
+        for placement in self.book().running.values().filter_map(|running| running.placement.clone()) {
+            *placements.entry(placement).or_default() += 1;
+        }
+        placements
     }
 
     /// Closes a session's entry once its process is gone. What it counted stays in the totals.

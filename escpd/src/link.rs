@@ -2,6 +2,7 @@
 
 use crate::ledger::SessionResult;
 use escp_config::{Log, LogFormat, LogLevel, LogTarget};
+use escp_engine::placement::Placement;
 use escp_engine_api::Secret;
 use escp_ipc::{Channel, FrameBuffer, MAX_FRAME};
 use serde::de::DeserializeOwned;
@@ -58,6 +59,8 @@ pub(crate) enum ToBroker {
         /// What proves its first packets.
         route_key: Secret,
     },
+    /// Where the session's data threads run. Once, with its first data connection.
+    Placed(Placement),
     /// The session is over, and so is this process.
     Ended(SessionResult),
 }

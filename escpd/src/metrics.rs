@@ -7,6 +7,7 @@
 use crate::http::Site;
 use crate::ledger::Ledger;
 use escp_engine::meter::Counter;
+use escp_engine::placement::{Placement, ranges};
 use prometheus::{
     Error, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -107,7 +108,18 @@ fn sessions(registry: &Registry, ledger: &Ledger) -> Result<(), Error> {
     let help = "Sessions opened, by the engine they got.";
     counters(registry, "escp_engine_sessions_total", help, "engine", &engines(&ledger.totals()))?;
     let help = "Sessions that are running, by the engine they got.";
-    gauges(registry, "escp_engine_sessions_active", help, "engine", &engines(&ledger.live_totals()))
+    gauges(registry, "escp_engine_sessions_active", help, "engine", &engines(&ledger.live_totals()))?;
+    placements(registry, ledger)
+}
+
+fn placements(registry: &Registry, ledger: &Ledger) -> Result<(), Error> {
+    let help = "Sessions that are running, by where their data threads may run and what decided it.";
+    let family = IntGaugeVec::new(Opts::new("escp_sessions_placed", help), &["reason", "nodes", "cpus"])?;
+    for (Placement { reason, nodes, cpus }, count) in ledger.placements() {
+        let labels = [reason.name(), &ranges(&nodes), &ranges(&cpus)];
+        family.with_label_values(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    registry.register(Box::new(family))
 }
 
 fn files_and_errors(registry: &Registry, ledger: &Ledger) -> Result<(), Error> {
@@ -195,6 +207,7 @@ fn gauges(
 mod tests {
     use super::*;
     use crate::ledger::SessionResult;
+    use escp_engine::placement::Reason;
     use escp_sys::counters::CounterPage;
     use std::collections::BTreeSet;
     use std::io::Write;
@@ -209,6 +222,11 @@ mod tests {
             ledger.begin(key as u64, 1000, 1, page);
         }
         ledger.finish(0, SessionResult::Ended);
+        let card = Placement { reason: Reason::Card, nodes: vec![1], cpus: vec![4, 5, 6, 12] };
+        let anywhere = Placement { reason: Reason::Nothing, nodes: Vec::new(), cpus: Vec::new() };
+        for (key, placement) in [(1, &card), (2, &card), (3, &anywhere), (3, &card), (999, &card)] {
+            ledger.place(key, placement.clone());
+        }
         ledger.strangers().store(77, Relaxed);
         exposition(&ledger, 1.5e9).unwrap()
     }
@@ -242,6 +260,8 @@ mod tests {
             format!("escp_sessions_active {}\n", Counter::ALL.len() - 1),
             "escp_sessions_total{result=\"ended\"} 1\n".to_owned(),
             "escp_sessions_total{result=\"worker_died\"} 0\n".to_owned(),
+            "escp_sessions_placed{cpus=\"4-6,12\",nodes=\"1\",reason=\"card\"} 2\n".to_owned(),
+            "escp_sessions_placed{cpus=\"any\",nodes=\"any\",reason=\"nothing\"} 1\n".to_owned(),
             "process_start_time_seconds 1500000000\n".to_owned(),
         ] {
             assert!(text.contains(&line), "{line} in\n{text}");

@@ -243,6 +243,7 @@ impl Desk<'_> {
                         return Some("it asks without waiting for answers".to_owned());
                     }
                 }
+                Ok(Some(ToBroker::Placed(placement))) => self.hall.ledger.place(self.key, placement),
                 Ok(Some(ToBroker::Ended(result))) => {
                     self.said.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(result);
                 }

@@ -7,6 +7,7 @@ use crate::ledger::SessionResult;
 use crate::link::{self, Start, ToBroker, ToWorker};
 use crate::logging::Logging;
 use escp_config::{Config, Limits};
+use escp_engine::placement::Placement;
 use escp_engine::{AcceptedLane, Host, LaneSource, Registration};
 use escp_engine_api::{COMMAND_QUEUE, Command, EngineHandle, Fault};
 use escp_ipc::{Channel, FrameBuffer, ServeEnd};
@@ -77,12 +78,14 @@ async fn session(channel: OwnedFd) -> io::Result<()> {
     let (register, registrations) = mpsc::channel(1);
     let (lane_sender, lanes) = mpsc::channel(LANES);
     let (stop, stopped) = oneshot::channel();
+    let (placed, placement) = oneshot::channel();
     let engine = escp_engine::spawn(Host {
         lanes: LaneSource::Routed { ports: start.ports.clone(), register, lanes },
         counters: Some(Arc::clone(&page)),
         daemon: true,
+        placed: Some(placed),
     });
-    let errands = Errands { registrations, lanes: lane_sender, stop: Some(stop) };
+    let errands = Errands { registrations, lanes: lane_sender, stop: Some(stop), placement };
     let end = tokio::select! {
         end = escp_ipc::serve(agent, bounded(engine, start, stopped)) => end,
         error = errands.run(&channel, &mut buffer) => return Err(error),
@@ -134,12 +137,14 @@ struct Errands {
     registrations: mpsc::Receiver<Registration>,
     lanes: mpsc::Sender<AcceptedLane>,
     stop: Option<oneshot::Sender<String>>,
+    placement: oneshot::Receiver<Placement>,
 }
 
 impl Errands {
     /// Goes on until the broker is gone.
     async fn run(mut self, channel: &Channel, buffer: &mut FrameBuffer) -> io::Error {
         let mut asked = VecDeque::new();
+        let mut unplaced = true;
         loop {
             let message = tokio::select! {
                 Some(Registration { session, route_key, done }) = self.registrations.recv() => {
@@ -147,6 +152,15 @@ impl Errands {
                     let route_key = escp_engine_api::Secret(route_key);
                     let register = ToBroker::Register { session, route_key };
                     match link::to_broker(channel, &register).await {
+                        Ok(()) => continue,
+                        Err(error) => return error,
+                    }
+                }
+                placement = &mut self.placement, if unplaced => {
+                    unplaced = false;
+                    // A session that ends before its first data connection has none.
+                    let Ok(placement) = placement else { continue };
+                    match link::to_broker(channel, &ToBroker::Placed(placement)).await {
                         Ok(()) => continue,
                         Err(error) => return error,
                     }

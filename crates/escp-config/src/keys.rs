@@ -118,7 +118,8 @@ pub static KEYS: &[Key] = &[
         reader: Reader::Both,
         applies: Applies::AtOnce,
         meaning: "CPUs that data threads may run on; the lowest bit is CPU 0. CPUs that this host lacks are \
-                  ignored. A new value counts for new sessions.",
+                  ignored. Unless this or nodemask is set, they run on the NUMA node of the network card that a \
+                  session uses. A new value counts for new sessions.",
         set: |c, v| assign(&mut c.cpumask, CpuMask::parse(v)),
         get: |c| c.cpumask.to_string(),
     },

@@ -18,6 +18,7 @@ mod listen;
 pub mod meter;
 mod net;
 mod pipeline;
+pub mod placement;
 mod plan;
 mod rate;
 mod session;
@@ -31,6 +32,7 @@ pub use escp_proto::VERSION as PROTOCOL_VERSION;
 
 use escp_engine_api::{EngineHandle, engine_pair};
 use escp_sys::counters::CounterPage;
+use placement::Placement;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +46,8 @@ pub struct Host {
     pub counters: Option<Arc<CounterPage>>,
     /// The host is escpd.
     pub daemon: bool,
+    /// Who wants to know where the session's data threads run; told once, with the first data lane.
+    pub placed: Option<oneshot::Sender<Placement>>,
 }
 
 /// How lanes that the peer dialled reach an engine.

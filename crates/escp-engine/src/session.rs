@@ -8,6 +8,7 @@ use crate::lane::{self, HandshakeError, ProvenLane};
 use crate::listen::{Lanes, listen};
 use crate::meter::{Counter, Meter};
 use crate::pipeline::LaneError;
+use crate::placement::{Placement, Reason};
 use crate::shared::Shared;
 use crate::way::{self, Watch};
 use crate::worker::{LaneKey, LaneOver, NewLane, Workers, resolve};
@@ -21,10 +22,11 @@ use escp_proto::message::{EngineMessage, Message};
 use escp_proto::stream::PeerRole;
 use escp_sys::counters::CounterPage;
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 /// How often acknowledgements, progress and deadlines are looked at.
@@ -41,6 +43,7 @@ pub(crate) struct Session {
     pub(crate) control: Option<ControlStream>,
     master: MasterSecret,
     workers: Workers,
+    placed: Option<oneshot::Sender<Placement>>,
     streams_seen: HashSet<u16>,
     nonces_seen: HashSet<[u8; 16]>,
     pub(crate) lanes_up: u16,
@@ -138,6 +141,7 @@ impl Session {
             control: None,
             master,
             workers,
+            placed: host.placed,
             streams_seen: HashSet::new(),
             nonces_seen: HashSet::new(),
             lanes_up: 0,
@@ -256,7 +260,7 @@ impl Session {
                 Direction::Receive => PeerRole::Sender,
             };
             self.control = Some(ControlStream::start(lane, peer));
-        } else if let Err(error) = self.admit(lane) {
+        } else if let Err(error) = self.admit(lane).await {
             let text = format!("stream {stream} did not come up: {}", crate::files::describe(&error));
             self.shared.fail(Fault::Local, text);
             return;
@@ -269,14 +273,31 @@ impl Session {
         }
     }
 
-    fn admit(&self, lane: ProvenLane) -> std::io::Result<()> {
+    async fn admit(&mut self, lane: ProvenLane) -> std::io::Result<()> {
         let (socket, state, sealer, opener) = lane::admit(&self.shared, lane)?;
+        self.place(&socket).await;
         let key = match self.shared.options.direction {
             Direction::Send => LaneKey::Seal(sealer),
             Direction::Receive => LaneKey::Open(opener),
         };
         self.workers.give(NewLane { socket, state, key });
         Ok(())
+    }
+
+    /// Decides where data threads run, by the first data lane.
+    async fn place(&mut self, socket: &std::net::TcpStream) {
+        if self.shared.placement.get().is_some() {
+            return;
+        }
+        let placement = Placement::decide(&self.shared.options.cpus, socket, Path::new("/sys"));
+        if placement.reason != Reason::Nothing {
+            self.emit(Event::Note(placement.to_string())).await;
+        }
+        if let Some(placed) = self.placed.take() {
+            // Whoever asked may have left.
+            let _ = placed.send(placement.clone());
+        }
+        let _ = self.shared.placement.set(placement);
     }
 
     fn lane_over(&mut self, over: LaneOver) {

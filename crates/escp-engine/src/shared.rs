@@ -3,13 +3,14 @@
 use crate::check::BlockShift;
 use crate::files::{File, FileTable};
 use crate::meter::{Counter, Meter};
+use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::rate::RateLimit;
 use escp_engine_api::{Direction, EngineKind, Failure, Fault, JobOptions, Stage};
 use escp_proto::block::HEADER_LEN;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::{Notify, mpsc};
 
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) plan: Plan,
     pub(crate) block_shift: BlockShift,
     pub(crate) rate: RateLimit,
+    /// Where data threads run; known with the first data lane.
+    pub(crate) placement: OnceLock<Placement>,
     /// Files that are through, or failed with nothing in flight.
     pub(crate) over: mpsc::UnboundedSender<Vec<Arc<File>>>,
     /// Woken when the session fails.
@@ -71,6 +74,7 @@ impl Shared {
             kind,
             meter,
             files: FileTable::default(),
+            placement: OnceLock::new(),
             over,
             failing: Notify::new(),
             started: Instant::now(),

@@ -4,11 +4,13 @@ use crate::adapt::Adapt;
 use crate::disk::Disk;
 use crate::net::Socket;
 use crate::pipeline::{Lane, LaneError, SLOTS_BESIDE_DEPTH, receive_lane, send_lane};
+use crate::placement::{Placement, Reason};
 use crate::shared::{LaneState, Shared};
 use crate::uring;
 use escp_buf::Pool;
 use escp_crypto::{Opener, Sealer};
 use escp_engine_api::{EngineKind, Fault, JobOptions};
+use escp_sys::process::run_on_cpus;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
@@ -116,7 +118,7 @@ impl Thread {
 
     fn run_on_a_runtime(self, lanes: mpsc::UnboundedReceiver<NewLane>) -> io::Result<()> {
         if !self.shared.options.cpus.is_empty() {
-            pin(&self.shared.options.cpus)?;
+            run_on_cpus(&self.shared.options.cpus)?;
         }
         let slots = self.lanes_here * (usize::from(self.shared.options.depth) + SLOTS_BESIDE_DEPTH);
         let pool = Pool::new(slots, self.shared.options.block_size as usize)?;
@@ -134,6 +136,16 @@ impl Thread {
         Ok(())
     }
 
+    /// Moves to where the session's placement says, before the first buffer is touched. A mask was obeyed from
+    /// the start.
+    fn go_near_the_card(&self) {
+        if let Some(Placement { reason: Reason::Card, cpus, .. }) = self.shared.placement.get()
+            && let Err(error) = run_on_cpus(cpus)
+        {
+            tracing::debug!(%error, "a data thread stays where it is");
+        }
+    }
+
     /// Runs lanes until the session lets go of this thread and the last one is over.
     async fn serve(self, mut lanes: mpsc::UnboundedReceiver<NewLane>, pool: Pool, ring: bool) {
         let mut running = JoinSet::new();
@@ -141,6 +153,7 @@ impl Thread {
         loop {
             tokio::select! {
                 Some(lane) = lanes.recv() => {
+                    self.go_near_the_card();
                     let (shared, pool) = (Arc::clone(&self.shared), pool.clone());
                     running.spawn_local(run_lane(lane, shared, pool, adapt.clone(), ring));
                 }
@@ -189,15 +202,4 @@ async fn run_lane(
         LaneKey::Seal(sealer) => send_lane(lane, sealer).await,
         LaneKey::Open(opener) => receive_lane(lane, opener).await,
     }
-}
-
-/// Keeps the calling thread on these CPUs.
-fn pin(cpus: &[u16]) -> io::Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    for &cpu in cpus {
-        if usize::from(cpu) < rustix::thread::CpuSet::MAX_CPU {
-            set.set(cpu.into());
-        }
-    }
-    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }

@@ -5,6 +5,7 @@
 pub mod account;
 pub mod counters;
 pub mod heap;
+pub mod interface;
 pub mod passed;
 pub mod process;
 pub mod seqpacket;
