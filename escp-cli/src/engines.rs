@@ -52,7 +52,13 @@ fn embedded() -> EngineHandle {
     if let Err(error) = escp_sys::process::raise_locked_memory_limit() {
         tracing::debug!("the limit of locked memory stays as it is: {error}");
     }
-    escp_engine::spawn(Host { lanes: LaneSource::Own, counters: None, daemon: false, placed: None })
+    escp_engine::spawn(Host {
+        lanes: LaneSource::Own,
+        counters: None,
+        daemon: false,
+        pace: None,
+        placed: None,
+    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::listen::{self, ListenError, LocalSocket, Passed};
 use crate::logging::Logging;
 use crate::metrics::Numbers;
 use crate::notify;
+use crate::paces::Paces;
 use crate::reload::{self, Reloaded};
 use crate::routes::RouteTable;
 use crate::session::{Hall, Phase, Session};
@@ -95,6 +96,7 @@ struct Broker {
     listener: Listener,
     ports: Vec<u16>,
     hall: Hall,
+    paces: Paces,
     phase: watch::Sender<Phase>,
     draining: Arc<AtomicBool>,
     sessions: JoinSet<()>,
@@ -146,6 +148,7 @@ impl Broker {
             hang_up: signal(SignalKind::hangup())?,
         };
         Ok(Self {
+            paces: Paces::new(setup.config.limits.rate_per_uid),
             setup,
             _local: local,
             listener,
@@ -224,7 +227,7 @@ impl Broker {
             return self.turn_away(&connection, uid, reason, &why);
         }
         self.next_key += 1;
-        match Session::start(&self.hall, self.next_key, uid, connection) {
+        match Session::start(&self.hall, self.next_key, uid, connection, self.paces.of(uid)) {
             Ok(session) => drop(self.sessions.spawn(session.run(self.hall.clone(), self.start()))),
             Err((error, connection)) => {
                 tracing::error!(uid, %error, "cannot start a worker");
@@ -277,6 +280,7 @@ impl Broker {
         let reloaded = reload::read(setup.file.as_deref(), &setup.overrides, &setup.config);
         let said = reloaded.announce(&setup.logging);
         if let Reloaded::Taken { config, .. } = reloaded {
+            self.paces.change(config.limits.rate_per_uid);
             setup.config = *config;
         }
         notify::ready(&format!("{}; {said}", self.status()));

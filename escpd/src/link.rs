@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 /// From the broker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
-    /// First. With two descriptors: the agent's connection, and the memory of the page of counters.
+    /// First. With three descriptors: the agent's connection, and the memory of the pages of counters and of the
+    /// user's pace.
     Start(Box<Start>),
     /// The answer to [`ToBroker::Register`].
     Registered(Result<(), String>),
@@ -69,7 +70,7 @@ impl ToWorker {
     /// How many descriptors come along.
     fn descriptors(&self) -> usize {
         match self {
-            Self::Start(_) => 2,
+            Self::Start(_) => 3,
             Self::Lane(..) => 1,
             Self::Registered(_) | Self::Stop(_) => 0,
         }
@@ -198,10 +199,10 @@ mod tests {
             rate: Some(7),
         };
         let message = ToWorker::Start(Box::new(start));
-        to_worker(&broker, &message, &[broker.as_fd(), broker.as_fd()]).await.unwrap();
+        to_worker(&broker, &message, &[broker.as_fd(), broker.as_fd(), broker.as_fd()]).await.unwrap();
         let (got, descriptors) = from_broker(&worker, &mut buffer).await.unwrap().unwrap();
         let ToWorker::Start(got) = got else { panic!("{got:?}") };
-        assert_eq!(descriptors.len(), 2);
+        assert_eq!(descriptors.len(), 3);
         assert_eq!(
             (&got.ports[..], &got.cpus[..], got.memory, got.rate),
             (&[1232][..], &[0, 5][..], 1 << 30, Some(7))

@@ -12,6 +12,7 @@ mod listen;
 mod logging;
 mod metrics;
 mod notify;
+mod paces;
 mod reload;
 mod routes;
 mod session;

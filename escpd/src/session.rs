@@ -63,10 +63,13 @@ pub(crate) struct Session {
     /// Kept to see the agent hang up, never read.
     agent: OwnedFd,
     page: Arc<CounterPage>,
+    /// The user's; it lives as long as one of the user's sessions.
+    pace: Arc<CounterPage>,
 }
 
 impl Session {
-    /// Starts a worker for a connection and enters it in the ledger. `key` was never used before.
+    /// Starts a worker for a connection and enters it in the ledger. `key` was never used before; `pace` is the
+    /// user's page.
     ///
     /// # Errors
     /// No process, memory or descriptors can be had; nothing is left behind then. The connection is given
@@ -76,19 +79,21 @@ impl Session {
         key: u64,
         uid: u32,
         agent: OwnedFd,
+        pace: io::Result<Arc<CounterPage>>,
     ) -> Result<Self, (io::Error, OwnedFd)> {
         let parts = || {
+            let pace = pace?;
             let page = Arc::new(CounterPage::new()?);
             let (ours, theirs) = seqpacket::pair()?;
             let channel = Channel::new(ours)?;
             let child = worker_command(theirs).spawn()?;
             let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
-            Ok((page, channel, child, pid))
+            Ok((page, pace, channel, child, pid))
         };
         match parts() {
-            Ok((page, channel, child, pid)) => {
+            Ok((page, pace, channel, child, pid)) => {
                 hall.ledger.begin(key, uid, pid, Arc::clone(&page));
-                Ok(Self { key, uid, pid, child, channel, agent, page })
+                Ok(Self { key, uid, pid, child, channel, agent, page, pace })
             }
             Err(error) => Err((error, agent)),
         }
@@ -127,10 +132,11 @@ impl Session {
     ) -> (io::Result<ExitStatus>, Option<SessionResult>) {
         let (lanes, waiting_lanes) = mpsc::channel(LANES);
         let (replies, waiting_replies) = mpsc::channel(4);
-        let (agent, channel, memory) = (&self.agent, &self.channel, self.page.memory());
+        let (agent, channel) = (&self.agent, &self.channel);
+        let (memory, pace) = (self.page.memory(), self.pace.memory());
         let errands = async {
             let start = ToWorker::Start(Box::new(start));
-            let sent = link::to_worker(channel, &start, &[agent.as_fd(), memory]).await;
+            let sent = link::to_worker(channel, &start, &[agent.as_fd(), memory, pace]).await;
             match sent {
                 Ok(()) => send(channel, waiting_replies, waiting_lanes, hall.phase.clone()).await,
                 Err(error) => error,

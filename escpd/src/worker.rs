@@ -7,6 +7,7 @@ use crate::ledger::SessionResult;
 use crate::link::{self, Start, ToBroker, ToWorker};
 use crate::logging::Logging;
 use escp_config::{Config, Limits};
+use escp_engine::pace::Pace;
 use escp_engine::placement::Placement;
 use escp_engine::{AcceptedLane, Host, LaneSource, Registration};
 use escp_engine_api::{COMMAND_QUEUE, Command, EngineHandle, Fault};
@@ -73,7 +74,7 @@ fn work(channel: OwnedFd) -> io::Result<()> {
 async fn session(channel: OwnedFd) -> io::Result<()> {
     let channel = Channel::new(channel)?;
     let mut buffer = FrameBuffer::new();
-    let Assignment { start, agent, page, _logging } = assignment(&channel, &mut buffer).await?;
+    let Assignment { start, agent, page, pace, _logging } = assignment(&channel, &mut buffer).await?;
     let page = Arc::new(page);
     let (register, registrations) = mpsc::channel(1);
     let (lane_sender, lanes) = mpsc::channel(LANES);
@@ -83,6 +84,7 @@ async fn session(channel: OwnedFd) -> io::Result<()> {
         lanes: LaneSource::Routed { ports: start.ports.clone(), register, lanes },
         counters: Some(Arc::clone(&page)),
         daemon: true,
+        pace: Some(pace),
         placed: Some(placed),
     });
     let errands = Errands { registrations, lanes: lane_sender, stop: Some(stop), placement };
@@ -116,6 +118,7 @@ struct Assignment {
     start: Start,
     agent: OwnedFd,
     page: CounterPage,
+    pace: Pace,
     _logging: Logging,
 }
 
@@ -125,11 +128,12 @@ async fn assignment(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<A
     let Some((ToWorker::Start(mut start), descriptors)) = message.map_err(|_| unasked())?? else {
         return Err(unasked());
     };
-    let [agent, memory] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| unasked())?;
+    let [agent, memory, pace] = <[OwnedFd; 3]>::try_from(descriptors).map_err(|_| unasked())?;
     let page = CounterPage::map(memory)?;
+    let pace = Pace::new(Arc::new(CounterPage::map(pace)?));
     let log = std::mem::take(&mut start.log).into();
     let logging = Logging::start(&log).map_err(io::Error::other)?;
-    Ok(Assignment { start: *start, agent, page, _logging: logging })
+    Ok(Assignment { start: *start, agent, page, pace, _logging: logging })
 }
 
 /// What goes on between broker and engine.

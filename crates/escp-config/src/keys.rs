@@ -234,6 +234,16 @@ pub static KEYS: &[Key] = &[
         get: |c| off_or(c.limits.rate_per_session, format_rate),
     },
     Key {
+        name: "limits.rate_per_uid",
+        values: "bits per second, 1M to 10T, or `off`",
+        reader: Reader::Daemon,
+        applies: Applies::AtOnce,
+        meaning: "The most all sessions of one user may send together through escpd; they share it evenly. A new \
+                  value counts for sessions that are running, too.",
+        set: |c, v| assign(&mut c.limits.rate_per_uid, off(v, rate)),
+        get: |c| off_or(c.limits.rate_per_uid, format_rate),
+    },
+    Key {
         name: "limits.unproven",
         values: "16 to 65536",
         reader: Reader::Daemon,
@@ -334,6 +344,7 @@ mod tests {
             ("limits.sessions_per_uid", "2"),
             ("limits.memory_per_session", "1G"),
             ("limits.rate_per_session", "10G"),
+            ("limits.rate_per_uid", "2G"),
             ("limits.unproven", "16"),
             ("limits.unproven_per_address", "3"),
             ("first_packet_timeout", "1500ms"),
@@ -376,6 +387,7 @@ mod tests {
             ("limits.sessions", "-1"),
             ("limits.memory_per_session", "1M"),
             ("limits.rate_per_session", "9"),
+            ("limits.rate_per_uid", "9"),
             ("first_packet_timeout", "0"),
             ("grace_period", "2h"),
             ("log.level", "verbose"),

@@ -63,6 +63,8 @@ pub struct Limits {
     pub memory_per_session: u64,
     /// Key `limits.rate_per_session`, bits per second; `None` for `off`.
     pub rate_per_session: Option<u64>,
+    /// Key `limits.rate_per_uid`, bits per second; `None` for `off`.
+    pub rate_per_uid: Option<u64>,
 }
 
 /// The keys below `log`.
@@ -142,6 +144,7 @@ impl Default for Config {
                 unproven_per_address: 1024,
                 memory_per_session: 256 * 1024 * 1024,
                 rate_per_session: None,
+                rate_per_uid: None,
             },
             log: Log { level: LogLevel::Info, format: LogFormat::Text, target: LogTarget::Stderr },
             grace_period: Duration::from_secs(30),

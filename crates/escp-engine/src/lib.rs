@@ -17,6 +17,7 @@ mod lane;
 mod listen;
 pub mod meter;
 mod net;
+pub mod pace;
 mod pipeline;
 pub mod placement;
 mod plan;
@@ -32,6 +33,7 @@ pub use escp_proto::VERSION as PROTOCOL_VERSION;
 
 use escp_engine_api::{EngineHandle, engine_pair};
 use escp_sys::counters::CounterPage;
+use pace::Pace;
 use placement::Placement;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub struct Host {
     pub counters: Option<Arc<CounterPage>>,
     /// The host is escpd.
     pub daemon: bool,
+    /// A rate shared with other sessions, beside the job's own.
+    pub pace: Option<Pace>,
     /// Who wants to know where the session's data threads run; told once, with the first data lane.
     pub placed: Option<oneshot::Sender<Placement>>,
 }

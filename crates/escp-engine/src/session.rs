@@ -120,7 +120,7 @@ impl Session {
         let (lane_over, over) = mpsc::unbounded_channel();
         let (report, reports) = mpsc::channel(REPORT_QUEUE);
         let (proven_tx, proven) = mpsc::channel(usize::from(options.streams) + 1);
-        let shared = Arc::new(Shared::new(options, kind, meter, file_over));
+        let shared = Arc::new(Shared::new(options, kind, meter, host.pace, file_over));
         let workers =
             Workers::start(&shared, &lane_over).map_err(|e| local("no data thread can be started", e))?;
         tokio::spawn(finish_files(Arc::clone(&shared), files_over, report));

@@ -3,6 +3,7 @@
 use crate::check::BlockShift;
 use crate::files::{File, FileTable};
 use crate::meter::{Counter, Meter};
+use crate::pace::Pace;
 use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::rate::RateLimit;
@@ -25,6 +26,10 @@ pub(crate) struct Shared {
     pub(crate) plan: Plan,
     pub(crate) block_shift: BlockShift,
     pub(crate) rate: RateLimit,
+    /// A rate that other sessions keep too; one lane of this session waits for it at a time, so that each session
+    /// gets as much of it, however many streams it has.
+    pub(crate) pace: Option<Pace>,
+    pub(crate) turn: tokio::sync::Mutex<()>,
     /// Where data threads run; known with the first data lane.
     pub(crate) placement: OnceLock<Placement>,
     /// Files that are through, or failed with nothing in flight.
@@ -65,12 +70,15 @@ impl Shared {
         options: JobOptions,
         kind: EngineKind,
         meter: Meter,
+        pace: Option<Pace>,
         over: mpsc::UnboundedSender<Vec<Arc<File>>>,
     ) -> Self {
         Self {
             plan: Plan::new(options.block_size),
             block_shift: BlockShift::new(options.block_size),
             rate: RateLimit::new(options.rate_limit),
+            pace,
+            turn: tokio::sync::Mutex::default(),
             kind,
             meter,
             files: FileTable::default(),

@@ -29,7 +29,7 @@ fn options(side: Side, direction: Direction, kind: EngineKind) -> JobOptions {
 }
 
 fn host() -> Host {
-    Host { lanes: LaneSource::Own, counters: None, daemon: false, placed: None }
+    Host { lanes: LaneSource::Own, counters: None, daemon: false, pace: None, placed: None }
 }
 
 async fn next(engine: &mut EngineHandle) -> Event {

@@ -292,20 +292,35 @@ impl Sending {
         Ok(())
     }
 
-    /// Waits until the session's rate admits a record; at low rates that may take long. Returns how long.
+    /// Waits until the session's rate, and the one it shares, admit a record; at low rates that may take long.
+    /// Returns how long.
     async fn wait_for_the_rate(&mut self, data_len: usize) -> Result<Duration, LaneError> {
-        let wire_len = IV_LEN + HEADER_LEN + data_len + TAG_LEN;
-        let whole = self.lane.shared.rate.admit(wire_len as u64, Instant::now());
-        let mut delay = whole;
-        while delay > KEEPALIVE {
-            tokio::time::sleep(KEEPALIVE).await;
-            delay -= KEEPALIVE;
+        let wire_len = (IV_LEN + HEADER_LEN + data_len + TAG_LEN) as u64;
+        let start = Instant::now();
+        let delay = self.lane.shared.rate.admit(wire_len, start);
+        if !delay.is_zero() {
+            self.wait_alive(tokio::time::sleep(delay)).await?;
+        }
+        let shared = Arc::clone(&self.lane.shared);
+        if let Some(pace) = shared.pace.as_ref().filter(|pace| pace.is_limited()) {
+            let turn = async {
+                let _turn = shared.turn.lock().await;
+                tokio::time::sleep(pace.admit(wire_len)).await;
+            };
+            self.wait_alive(turn).await?;
+        } else if delay.is_zero() {
+            return Ok(Duration::ZERO);
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Waits for something, saying now and then that this lane lives.
+    async fn wait_alive(&mut self, what: impl Future<Output = ()>) -> Result<(), LaneError> {
+        tokio::pin!(what);
+        while tokio::time::timeout(KEEPALIVE, &mut what).await.is_err() {
             self.transmit_message(EngineMessage::Keepalive).await?;
         }
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
-        Ok(whole)
+        Ok(())
     }
 
     async fn transmit_message(&mut self, message: EngineMessage) -> Result<(), LaneError> {
