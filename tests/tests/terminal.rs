@@ -68,7 +68,7 @@ fn the_bar_tells_bytes_rate_time_and_files() -> Checked {
 fn scanning_and_moving_are_told_apart() -> Checked {
     need_root!();
     // More than may be under way at once, so that the walk waits for data that the proxy holds.
-    let world = held(|world| tree::many(&world.near.join("tree"), 6000, 50))?;
+    let world = held(|world| tree::many(&world.near.join("tree"), 16_000, 50))?;
     let mut terminal = start(&world, &["-r", "--no-fsync"], "tree")?;
     let both = |screen: &str| screen.contains("iB found  moved: ") && !screen.contains("moved: 0 B");
     let screen = terminal.wait_for("what was found and what has moved", both)?;
@@ -78,7 +78,7 @@ fn scanning_and_moving_are_told_apart() -> Checked {
     let (outcome, screen) = terminal.end()?;
     let outcome = outcome.expect_status(0)?;
     ensure!(!outcome.stdout.contains("scanning: 0 files"), "{}", outcome.told());
-    ensure!(screen.trim().starts_with("6,000 files, "), "{screen}");
+    ensure!(screen.trim().starts_with("16,000 files, "), "{screen}");
     Ok(())
 }
 
