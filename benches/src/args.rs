@@ -75,6 +75,10 @@ pub(crate) struct MeasureArgs {
     /// Then run escp and the floor once more under perf: a flame graph and a list in target/bench
     #[arg(long)]
     pub(crate) profile: bool,
+    /// Recompute the model of docs/SCALING.md: what bytes and files cost here, how well that predicts other runs,
+    /// and what nodes of 10 to 400 Gb/s need
+    #[arg(long, conflicts_with_all = ["only", "json", "profile", "history"])]
+    pub(crate) model: bool,
     /// Print the results as JSON; the tables go to standard error then
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,10 +7,12 @@ mod distance;
 mod floor;
 mod ground;
 mod machine;
+mod model;
 mod profile;
 mod record;
 mod report;
 mod round;
+mod scaling;
 mod workload;
 
 use args::{Args, MeasureArgs, Task};
@@ -67,6 +69,10 @@ fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
     if !args.cold {
         say("warming the memory");
         warm(&args.tmpfs, WARM.min(args.size * 2))?;
+    }
+    if args.model {
+        print(&model::run(args, group, &interrupted)?);
+        return Ok(ExitCode::SUCCESS);
     }
     let about = record::about();
     let (mut all, mut escp_failed) = (Vec::new(), false);

@@ -22,7 +22,7 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 impl Series {
-    fn median(&self, of: impl Fn(&Cost) -> f64) -> f64 {
+    pub(crate) fn median(&self, of: impl Fn(&Cost) -> f64) -> f64 {
         median(self.runs.iter().flatten().map(of))
     }
 
@@ -34,13 +34,13 @@ impl Series {
 }
 
 /// CPU seconds of those who took part, or of the machine where only that is known.
-fn own(cost: &Cost) -> f64 {
+pub(crate) fn own(cost: &Cost) -> f64 {
     cost.own_cpu.unwrap_or(cost.cpu)
 }
 
 impl Unit {
     /// What divides the seconds of a run.
-    fn amount(self) -> f64 {
+    pub(crate) fn amount(self) -> f64 {
         match self {
             Self::Gib(amount) => amount,
             Self::Files(count) => f64::from(count),
