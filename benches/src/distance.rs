@@ -43,8 +43,8 @@ pub(crate) fn file(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<W
     let rate =
         rate.map_or_else(|| "as fast as it goes".to_owned(), |rate| format!("{} Mb/s", rate / 1_000_000));
     let title = format!("one random file over {} ms, {rate}, tmpfs", round_trip.as_millis());
-    let (name, unit, rounds, round_trip) = (name.to_owned(), gib(args.size), args.runs, Some(round_trip));
-    Ok(Workload { name, title, unit, trip, contenders, rounds, rate: None, round_trip })
+    let near = Workload::new(name, title, gib(args.size), trip, contenders, args.runs);
+    Ok(Workload { round_trip: Some(round_trip), ..near })
 }
 
 /// Many small files.
@@ -61,9 +61,8 @@ pub(crate) fn small(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<
         login(),
     ];
     let title = format!("{} files of 1 to 16 KiB over {} ms, tmpfs", args.files, round_trip.as_millis());
-    let (name, unit, rounds, round_trip) =
-        (name.to_owned(), Unit::Files(args.files), args.runs, Some(round_trip));
-    Ok(Workload { name, title, unit, trip, contenders, rounds, rate: None, round_trip })
+    let near = Workload::new(name, title, Unit::Files(args.files), trip, contenders, args.runs);
+    Ok(Workload { round_trip: Some(round_trip), ..near })
 }
 
 fn login() -> Contender {

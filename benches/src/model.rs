@@ -122,7 +122,7 @@ fn stages() -> Checked<String> {
 }
 
 impl Bench<'_> {
-    /// escp alone in a workload: medians of each of its contenders.
+    /// escp alone in a workload: the medians of its first contender.
     fn see(&self, name: &str, args: &MeasureArgs) -> Checked<Seen> {
         let mut workload = workload::prepare(name, self.ground, args)?;
         workload.contenders.retain(Contender::is_escp);
@@ -169,11 +169,11 @@ impl Bench<'_> {
     fn check(&self, what: &str, costs: &Coefficients, cores: usize) -> Checked<String> {
         let half = MeasureArgs { size: self.args.size / 2, files: self.args.files / 2, ..self.args.clone() };
         let mut out = String::new();
-        for (name, seen, cpu) in [
-            ("memory to memory", self.dummy(&half)?, None),
-            ("a file in memory", self.see("B1", &half)?, Some(costs.pages)),
+        for (name, seen, ends) in [
+            ("memory to memory", self.dummy(&half)?, 0.0),
+            ("a file in memory", self.see("B1", &half)?, costs.pages),
         ] {
-            let cpu = costs.transfer(seen.unit.amount(), cpu.unwrap_or_default());
+            let cpu = costs.transfer(seen.unit.amount(), ends);
             out.push_str(&compared(what, name, seen, cpu, cores));
         }
         let tree = self.see("B3", &half)?;

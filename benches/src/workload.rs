@@ -41,6 +41,21 @@ pub(crate) struct Workload {
     pub(crate) round_trip: Option<Duration>,
 }
 
+impl Workload {
+    /// One whose hosts share a network that takes all it can.
+    pub(crate) fn new(
+        name: &str,
+        title: String,
+        unit: Unit,
+        trip: Trip,
+        contenders: Vec<Contender>,
+        rounds: u32,
+    ) -> Self {
+        let name = name.to_owned();
+        Self { name, title, unit, trip, contenders, rounds, rate: None, round_trip: None }
+    }
+}
+
 type Prepare = fn(&str, &Ground, &MeasureArgs) -> Checked<Workload>;
 
 /// All workloads by name, in the order in which they run.
@@ -135,16 +150,7 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
     }
     contenders.extend(iperf(args, streams(args)));
     let title = format!("one random file, {} to {}", medium.name(), medium.name());
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: gib(args.size),
-        trip,
-        contenders,
-        rounds: args.runs,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))
 }
 
 fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Checked<Workload> {
@@ -160,16 +166,7 @@ fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Che
         &format!("{{bench}} create {durable} {{source}} {{out}}/{{name}}"),
     ));
     let title = format!("{} files of 1 to 16 KiB, {}", args.files, medium.name());
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: Unit::Files(args.files),
-        trip,
-        contenders,
-        rounds: args.runs,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, Unit::Files(args.files), trip, contenders, args.runs))
 }
 
 fn mixed(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -181,16 +178,7 @@ fn mixed(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
     let title = format!("{count} files of 4 KiB to 32 MiB, disk");
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: gib(bytes),
-        trip,
-        contenders,
-        rounds: args.runs,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, gib(bytes), trip, contenders, args.runs))
 }
 
 fn text(name: &str, ground: &Ground, args: &MeasureArgs, rate: Option<&'static str>) -> Checked<Workload> {
@@ -209,16 +197,7 @@ fn text(name: &str, ground: &Ground, args: &MeasureArgs, rate: Option<&'static s
     let path = rate.map_or_else(String::new, |rate| format!(", over {rate}/s"));
     let title = format!("one file of text, with -C, tmpfs{path}");
     let rounds = args.runs;
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: gib(args.size),
-        trip,
-        contenders,
-        rounds,
-        rate,
-        round_trip: None,
-    })
+    Ok(Workload { rate, ..Workload::new(name, title, gib(args.size), trip, contenders, rounds) })
 }
 
 fn sparse(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -240,16 +219,7 @@ fn sparse(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> 
         ),
     ];
     let title = format!("a file of {} MiB with {} MiB of data, disk", size >> 20, (islands * 64) >> 10);
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: Unit::Start,
-        trip,
-        contenders,
-        rounds: args.runs,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, Unit::Start, trip, contenders, args.runs))
 }
 
 fn start(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -261,16 +231,7 @@ fn start(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     contenders.extend(peers(args, &trip)?);
     contenders.push(Contender::limit_without_files("ssh true", "ssh -F {config} {far} true"));
     let title = "one byte".to_owned();
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: Unit::Start,
-        trip,
-        contenders,
-        rounds: args.runs * 3,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, Unit::Start, trip, contenders, args.runs * 3))
 }
 
 fn few(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -281,16 +242,7 @@ fn few(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
     let title = "20 files of 4 to 64 KiB".to_owned();
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: Unit::Start,
-        trip,
-        contenders,
-        rounds: args.runs * 3,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, Unit::Start, trip, contenders, args.runs * 3))
 }
 
 fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked<Workload> {
@@ -303,16 +255,7 @@ fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked
     contenders.extend(peers(args, &trip)?.into_iter().filter(|peer| peer.name.starts_with("tar")));
     let title = format!("{count} files of 0 to 1 KiB, tmpfs");
     let rounds = args.runs.min(2);
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: Unit::Files(count),
-        trip,
-        contenders,
-        rounds,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, Unit::Files(count), trip, contenders, rounds))
 }
 
 fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -324,16 +267,7 @@ fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     ground.own(&source)?;
     let contenders = Contender::alone_and_eight(args).to_vec();
     let title = "eight transfers at once through one daemon, beside one of the same bytes, tmpfs".to_owned();
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: gib(args.size),
-        trip,
-        contenders,
-        rounds: args.runs,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))
 }
 
 fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
@@ -347,16 +281,7 @@ fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> 
         contenders.push(floor.in_lane(streams));
     }
     let title = "memory to memory, no files".to_owned();
-    Ok(Workload {
-        name: name.to_owned(),
-        title,
-        unit: gib(args.size),
-        trip,
-        contenders,
-        rounds: args.runs,
-        round_trip: None,
-        rate: None,
-    })
+    Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))
 }
 
 /// Makes `count` files of `least` to `most` bytes, small ones as likely as big ones, in directories of 500.
