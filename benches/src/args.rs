@@ -66,7 +66,7 @@ pub(crate) struct MeasureArgs {
     /// Directory on a disk
     #[arg(long, default_value = "/var/tmp", value_name = "DIRECTORY")]
     pub(crate) disk: PathBuf,
-    /// Do not touch 6 GiB of memory before the first round
+    /// Do not touch memory before the first round, nor keep the host of a virtual machine from taking it back
     #[arg(long)]
     pub(crate) cold: bool,
     /// How long one run may take before it is given up, in seconds

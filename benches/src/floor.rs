@@ -32,7 +32,7 @@ pub(crate) struct FloorArgs {
     #[arg(long, default_value_t = 1)]
     streams: u16,
     /// Bytes of a block.
-    #[arg(long, default_value_t = 1 << 20)]
+    #[arg(long, default_value_t = 2 << 20)]
     block: u32,
     /// Bytes to move where there is no file to read.
     #[arg(long, default_value = "1G", value_parser = crate::args::size)]

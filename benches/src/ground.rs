@@ -156,17 +156,6 @@ fn is_tmpfs(path: &Path) -> Checked<bool> {
     Ok(rustix::fs::statfs(path)?.f_type == TMPFS)
 }
 
-/// Touches memory that the host may have taken back: the first touch costs many times the later ones, and
-/// whoever came first would pay for all.
-pub(crate) fn warm(base: &Path, bytes: u64) -> Checked {
-    let mut file = tempfile::tempfile_in(base)?;
-    let block = vec![1; 1 << 20];
-    for _ in 0..bytes >> 20 {
-        std::io::Write::write_all(&mut file, &block)?;
-    }
-    Ok(())
-}
-
 /// Writes back what is dirty and forgets what is cached.
 pub(crate) fn drop_caches() -> Checked {
     rustix::fs::sync();

@@ -13,13 +13,14 @@ mod record;
 mod report;
 mod round;
 mod scaling;
+mod warm;
 mod workload;
 
 use args::{Args, MeasureArgs, Task};
 use clap::Parser;
 use escp_testkit::wan::Link;
 use escp_testkit::{Checked, Trouble};
-use ground::{Ground, warm};
+use ground::Ground;
 use machine::Group;
 use round::{remove, say};
 use std::io::Write;
@@ -27,8 +28,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Memory to touch before the first round, in bytes.
-const WARM: u64 = 6 << 30;
+/// Memory to touch before the first round, in bytes, beside a source and a copy.
+const BESIDE: u64 = 2 << 30;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -66,9 +67,10 @@ fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
     let interrupted = interruption()?;
     // First of all, so that everything that is started is in it; and last to go.
     let group = Group::join().map(Arc::new);
+    let _kept = (!args.cold).then(warm::Kept::new);
     if !args.cold {
         say("warming the memory");
-        warm(&args.tmpfs, WARM.min(args.size * 2))?;
+        warm::touch(&args.tmpfs, args.size * 2 + BESIDE)?;
     }
     if args.model {
         print(&model::run(args, group, &interrupted)?);

@@ -60,7 +60,7 @@ const WINDOW: f64 = 64.0;
 const BUFFER_PER_WINDOW: f64 = 2.0;
 /// escp's own defaults: blocks in flight per stream, and MiB of each.
 const DEPTH: f64 = 8.0;
-const BLOCK: f64 = 1.0;
+const BLOCK: f64 = 2.0;
 
 /// Gbit/s in GiB/s.
 fn gib_per_second(gigabits: f64) -> f64 {
@@ -102,7 +102,7 @@ mod tests {
         near(found.under_way, 625e6 / 1_048_576.0);
         near(found.streams, 10.0);
         near(found.socket_buffer, 2.0 * 596.046 / 10.0);
-        near(found.pool, 80.0);
+        near(found.pool, 160.0);
     }
 
     #[test]

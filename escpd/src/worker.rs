@@ -260,7 +260,7 @@ mod tests {
             log: (&config.log).into(),
             ports: Vec::new(),
             cpus: vec![3],
-            memory: 64 << 20,
+            memory: 128 << 20,
             rate: Some(1_000_000),
         }
     }

@@ -133,7 +133,7 @@ impl Default for Config {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9232))),
             streams: 4,
             depth: 8,
-            block_size: 1024 * 1024,
+            block_size: 2 * 1024 * 1024,
             engine: Engine::Uring,
             compress: None,
             durable: true,

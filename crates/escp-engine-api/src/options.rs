@@ -165,7 +165,7 @@ pub struct JobOptions {
 }
 
 impl JobOptions {
-    /// A job with the usual parameters: io_uring, four streams that the agent dials, four blocks of 1 MiB in flight
+    /// A job with the usual parameters: io_uring, four streams that the agent dials, four blocks of 2 MiB in flight
     /// on each, checked and durable, as fast as can be.
     #[must_use]
     pub fn new(session: SessionId, secret: Secret, side: Side, direction: Direction) -> Self {
@@ -177,7 +177,7 @@ impl JobOptions {
             kind: EngineKind::Uring,
             listen: None,
             streams: 4,
-            block_size: 1 << 20,
+            block_size: 2 << 20,
             depth: 4,
             compress: None,
             checksum: true,
