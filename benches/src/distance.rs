@@ -24,22 +24,17 @@ fn link(name: &str) -> (Duration, Option<u64>) {
     LINKS.iter().find(|(known, ..)| *known == name).map_or_else(Default::default, |link| (link.1, link.2))
 }
 
-/// As many streams as between two machines: escp sees that both ends share this one, which is not what is measured.
-fn apart(args: &MeasureArgs) -> (MeasureArgs, u16) {
-    let streams = args.streams.unwrap_or_else(|| escp_config::Config::default().streams);
-    (MeasureArgs { streams: Some(streams), ..args.clone() }, streams)
-}
-
 /// One file.
 pub(crate) fn file(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let (round_trip, rate) = link(name);
-    let (args, streams) = &apart(args);
+    // As between two machines: the hosts of a way have addresses of their own.
+    let streams = args.streams.unwrap_or_else(|| escp_config::Config::default().streams);
     let trip = Trip { medium: Medium::Tmpfs, name: "random".to_owned(), tree: false };
     let source = ground.source(&trip);
     tree::file(&source, args.size, 1)?;
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[]), login()];
-    contenders.extend(iperf(args, *streams));
+    contenders.extend(iperf(args, streams));
     let rate =
         rate.map_or_else(|| "as fast as it goes".to_owned(), |rate| format!("{} Mb/s", rate / 1_000_000));
     let title = format!("one random file over {} ms, {rate}, tmpfs", round_trip.as_millis());
@@ -50,7 +45,6 @@ pub(crate) fn file(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<W
 /// Many small files.
 pub(crate) fn small(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     let (round_trip, _) = link(name);
-    let (args, _) = &apart(args);
     let trip = Trip { medium: Medium::Tmpfs, name: "small".to_owned(), tree: true };
     let source = ground.source(&trip);
     files(&source, args.files, 1 << 10, 16 << 10)?;

@@ -1,4 +1,4 @@
-//! Memory does not grow with the number of files.
+//! Memory is the same, however many files there are.
 
 use escp_testkit::mount::{Kind, Mount};
 use escp_testkit::{Checked, Host, World, compare, ensure, need_root, processes, tree};
@@ -49,17 +49,22 @@ fn peaks_of(world: &World, way: Way, source: &str, target: &str) -> Checked<Peak
     Ok(peaks)
 }
 
-/// Moves the same tree several times, compares it, and chooses among the peaks of each process.
-fn peaks_of_runs(world: &World, tree: &str, runs: usize, choose: fn(u64, u64) -> u64) -> Checked<Peaks> {
-    let mut chosen = Peaks::new();
-    for run in 0..runs {
+/// Moves the same tree three times, compares it, and takes the middle peak of each process: how full windows and
+/// queues get differs a little from run to run.
+fn middle_peaks(world: &World, tree: &str) -> Checked<Peaks> {
+    let mut seen: BTreeMap<&'static str, Vec<u64>> = BTreeMap::new();
+    for run in 0..3 {
         let target = format!("{tree}-{run}");
         for (part, peak) in peaks_of(world, Way::Up, tree, &target)? {
-            chosen.entry(part).and_modify(|other| *other = choose(*other, peak)).or_insert(peak);
+            seen.entry(part).or_default().push(peak);
         }
         compare::same(&world.near.join(tree), &world.far.join(&target))?;
     }
-    Ok(chosen)
+    let middle = |mut peaks: Vec<u64>| {
+        peaks.sort_unstable();
+        peaks[peaks.len() / 2]
+    };
+    Ok(seen.into_iter().map(|(part, peaks)| (part, middle(peaks))).collect())
 }
 
 #[test]
@@ -75,15 +80,15 @@ fn heavy_ten_times_the_files_take_no_more_memory() -> Checked {
     settle(&world)?;
     // What is mapped once, whatever comes, is mapped after this.
     peaks_of(&world, Way::Up, "fs/some", "fs/first")?;
-    // How full windows and queues get differs from run to run, and the highest peak of few files is the one that
-    // fills them. What grows with the number of files is in every run of many, in the lowest too.
-    let some = peaks_of_runs(&world, "fs/some", 5, Ord::max)?;
-    let many = peaks_of_runs(&world, "fs/many", 3, Ord::min)?;
+    let (some, many) = (middle_peaks(&world, "fs/some")?, middle_peaks(&world, "fs/many")?);
     ensure!(some.len() == 6 && many.len() == 6, "not every process was seen: {some:?} {many:?}");
     let told = format!("KiB with 10,000 files: {some:#?}; with 100,000: {many:#?}");
     for (part, peak) in &some {
         let later = many.get(part).copied().unwrap_or_default();
-        ensure!(later * 10 <= peak * 11, "{part} grew from {peak} to {later} KiB\n{told}");
+        ensure!(
+            later * 10 <= peak * 11 && later * 10 >= peak * 9,
+            "{part} went from {peak} to {later} KiB\n{told}"
+        );
     }
     Ok(())
 }

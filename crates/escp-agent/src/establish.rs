@@ -2,7 +2,7 @@
 
 use crate::control::hung_up;
 use crate::exchange::unless_altered;
-use crate::link::{HangUp, Observer, SessionError};
+use crate::link::{HangUp, Link, Observer, SessionError};
 use crate::status;
 use escp_engine_api::{Command, EngineHandle, Event, Failure, JobOptions, Opened};
 use escp_proto::agent::AgentMessage;
@@ -25,6 +25,8 @@ pub(crate) struct Opening {
     pub(crate) engine: EngineHandle,
     /// A message of the peer's agent that overtook the news that all lanes are up.
     early: Option<Vec<u8>>,
+    /// Known once all lanes are up.
+    round_trip: Duration,
 }
 
 /// Bytes from the kernel's generator.
@@ -128,7 +130,7 @@ fn failed(failure: Failure) -> SessionError {
 impl Opening {
     /// An engine of which nothing was heard.
     pub(crate) fn of(engine: EngineHandle) -> Self {
-        Self { engine, early: None }
+        Self { engine, early: None, round_trip: Duration::ZERO }
     }
 
     /// Gives the engine a command.
@@ -151,11 +153,24 @@ impl Opening {
         }
     }
 
+    /// The session, once both agents have agreed on it.
+    pub(crate) fn into_link(self, hang_up: watch::Receiver<Option<HangUp>>) -> Link {
+        Link { engine: self.engine, round_trip: self.round_trip, hang_up }
+    }
+
+    /// The round trip between the hosts; zero before all lanes are up, and where it is not known.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.round_trip
+    }
+
     /// Waits until every lane is up.
     pub(crate) async fn connected(&mut self, observer: &dyn Observer) -> Result<(), SessionError> {
         loop {
             match self.event().await? {
-                Event::Connected => return Ok(()),
+                Event::Connected { round_trip } => {
+                    self.round_trip = round_trip;
+                    return Ok(());
+                }
                 Event::Note(note) | Event::Remark(note) => observer.note(&note),
                 // The peer may see its lanes up, and speak, a moment before this side does.
                 Event::Message(bytes) if self.early.is_none() => self.early = Some(bytes),

@@ -253,7 +253,7 @@ pub(crate) fn observe(event: Event, dummy: bool, files: u64, observer: &dyn Obse
         Event::Remark(text) => observer.remark(&text),
         // Opening and connecting are over; the rest is handled where the session is driven.
         Event::Opened(_)
-        | Event::Connected
+        | Event::Connected { .. }
         | Event::Message(_)
         | Event::Files(_)
         | Event::Ended { .. }

@@ -2,7 +2,7 @@
 
 use crate::control::{ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up};
 use crate::establish::{self, Opening};
-use crate::link::{HangUp, Link, Observer, SessionError, TransferOptions};
+use crate::link::{HangUp, Observer, SessionError, TransferOptions};
 use crate::receive::{Target, receive_files};
 use crate::send::{Source, expand_sources, send_files};
 use crate::status;
@@ -194,13 +194,13 @@ where
     let options = task.options;
     match task.part {
         Part::Receive(target) => {
-            let mut link = Link { engine: opening.engine, hang_up: stop };
+            let mut link = opening.into_link(stop);
             receive_files(&mut link, target, options, observer, "").await
         }
         Part::Send(sources) => {
             let accepted = Accept { sources: u32::try_from(sources.len()).unwrap_or(u32::MAX) };
             say(&mut opening, AgentMessage::Accept(accepted)).await?;
-            let mut link = Link { engine: opening.engine, hang_up: stop };
+            let mut link = opening.into_link(stop);
             send_files(&mut link, sources, options, observer, "").await
         }
     }

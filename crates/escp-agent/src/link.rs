@@ -1,6 +1,7 @@
 //! A session whose engines are connected: what sending and receiving agents work with.
 
 use escp_engine_api::EngineHandle;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// A connected session.
@@ -8,6 +9,8 @@ use tokio::sync::watch;
 pub struct Link {
     /// This side's engine, after [`escp_engine_api::Event::Connected`].
     pub engine: EngineHandle,
+    /// The round trip between the hosts; zero where it is not known.
+    pub round_trip: Duration,
     /// Set to a sentence when the control channel hangs up or the other side gives up over it: data must
     /// stop at once.
     pub hang_up: watch::Receiver<Option<HangUp>>,

@@ -7,7 +7,7 @@ use crate::control::{
 };
 use crate::dial::{self, Family, Targets};
 use crate::establish::{self, Opening};
-use crate::link::{HangUp, Link, Observer, SessionError, TransferOptions};
+use crate::link::{HangUp, Observer, SessionError, TransferOptions};
 use crate::receive::{Target, receive_files};
 use crate::send::{Source, send_files};
 use crate::status;
@@ -358,7 +358,7 @@ async fn connect_and_move(
     };
     match &job.transfer {
         NearTransfer::Upload { sources, .. } => {
-            let mut link = Link { engine: opening.engine, hang_up: stop };
+            let mut link = opening.into_link(stop);
             send_files(&mut link, sources.clone(), job.options, observer, &job.host).await
         }
         NearTransfer::Download { sources: asked, target, directory_required } => {
@@ -373,7 +373,7 @@ async fn connect_and_move(
                     Err(error) => return Err(opening.abort(error).await),
                 }
             };
-            let mut link = Link { engine: opening.engine, hang_up: stop };
+            let mut link = opening.into_link(stop);
             receive_files(&mut link, target, job.options, observer, &job.host).await
         }
     }
@@ -406,7 +406,12 @@ async fn connect(
             job.host,
             CONNECTED_DEADLINE.as_secs()
         ),
-    })?
+    })??;
+    let round_trip = opening.round_trip();
+    if !round_trip.is_zero() {
+        observer.note(&format!("{}: a round trip takes {:.1} ms", job.host, round_trip.as_secs_f64() * 1e3));
+    }
+    Ok(())
 }
 
 /// What the far side offers, then what the host's name means here: the far side's own address may not be the

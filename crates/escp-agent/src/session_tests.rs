@@ -91,7 +91,8 @@ fn overtaken(message: Vec<u8>) -> EngineHandle {
                     let kind = options.kind;
                     let ports = vec![1];
                     let opened = Opened { kind, kind_reason: None, ports, port_note: None, daemon: false };
-                    vec![Event::Opened(opened), Event::Message(message.clone()), Event::Connected]
+                    let connected = Event::Connected { round_trip: Duration::ZERO };
+                    vec![Event::Opened(opened), Event::Message(message.clone()), connected]
                 }
                 Command::Message(_) => {
                     let text = "the answer arrived".into();

@@ -3,6 +3,7 @@
 use crate::EngineKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// A report from an engine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -10,7 +11,11 @@ pub enum Event {
     /// The job is open; the answer to [`crate::Command::Open`].
     Opened(Opened),
     /// Stream 0 and every expected data stream is proven and up.
-    Connected,
+    Connected {
+        /// The way's round trip, without what queues on it, as the kernel saw it so far (`tcpi_min_rtt` of
+        /// linux/tcp.h); zero where it does not tell.
+        round_trip: Duration,
+    },
     /// The peer's agent said this. In the order it was said.
     Message(Vec<u8>),
     /// These files are through: read and sent, or written (and durable where asked), or failed.

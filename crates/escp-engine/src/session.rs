@@ -269,7 +269,7 @@ impl Session {
         }
         if self.control.is_some() && self.lanes_up == self.shared.options.streams {
             self.clock.connected(&self.shared);
-            self.emit(Event::Connected).await;
+            self.emit(Event::Connected { round_trip: way::round_trip(&self.shared) }).await;
         }
     }
 

@@ -19,6 +19,8 @@ const LOOKS: u32 = 2;
 const WORTH_A_WORD: Duration = Duration::from_millis(2);
 /// Where so many times the shortest round trip is spent on the way, data queues on it: it is full.
 const QUEUED: u32 = 2;
+/// The kernel says 71 minutes before it has measured.
+const UNMEASURED: Duration = Duration::from_secs(60);
 /// A receiver that does not keep up (a slow disk) lets its window fall; one whose buffer is at its limit keeps it.
 const STEADY: f64 = 0.75;
 
@@ -42,6 +44,13 @@ pub(crate) fn check_congestion(name: Option<&str>) -> Result<(), Failure> {
         _ => crate::files::describe(&error),
     };
     Err(Failure { fault: Fault::Local, text: format!("congestion control {name}: {why}") })
+}
+
+/// The longest round trip of a session's lanes, each without what queues on it; zero where the kernel does not tell.
+pub(crate) fn round_trip(shared: &Shared) -> Duration {
+    let lanes = shared.lanes();
+    let told = lanes.iter().filter_map(|lane| lane.way()).map(|way| way.shortest_round_trip);
+    told.filter(|round_trip| *round_trip < UNMEASURED).max().unwrap_or_default()
 }
 
 /// Watches a sender's lanes for limits of the hosts.

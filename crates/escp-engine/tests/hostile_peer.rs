@@ -105,7 +105,7 @@ async fn stage() -> Stage {
     let port = opened.ports[0];
     let (control, data) =
         tokio::task::spawn_blocking(move || (Stream::dial(port, 0), Stream::dial(port, 1))).await.unwrap();
-    assert!(matches!(next(&mut engine).await, Some(Event::Connected)));
+    assert!(matches!(next(&mut engine).await, Some(Event::Connected { .. })));
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let target = std::fs::File::create(directory.path().join("target")).unwrap();
     let spec = FileSpec { number: 1, size: SIZE, direct_alignment: 0, in_memory: false, sparse: true };

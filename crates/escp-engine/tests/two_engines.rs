@@ -52,7 +52,7 @@ async fn connect(near: JobOptions, far: JobOptions) -> (EngineHandle, EngineHand
         near_engine.commands.send(Command::AddLane(Lane { stream, socket: socket.into() })).await.unwrap();
     }
     for engine in [&mut near_engine, &mut far_engine] {
-        assert!(matches!(next(engine).await, Event::Connected));
+        assert!(matches!(next(engine).await, Event::Connected { .. }));
     }
     (near_engine, far_engine)
 }

@@ -5,6 +5,7 @@ use escp_engine_api::{
 };
 use proptest::prelude::*;
 use std::fs::File;
+use std::time::Duration;
 
 fn descriptor() -> Arc<OwnedFd> {
     Arc::new(File::open("/dev/null").unwrap().into())
@@ -123,7 +124,7 @@ fn events_survive_the_way_and_long_ones_are_split_or_cut() {
     };
     for event in [
         Event::Opened(opened),
-        Event::Connected,
+        Event::Connected { round_trip: Duration::from_micros(50_100) },
         Event::Message(b"hello".to_vec()),
         Event::Progress(Progress::default()),
         Event::Silent { seconds: 10, stage: Stage::Write },
@@ -159,7 +160,7 @@ fn the_number_of_descriptors_must_be_the_one_named() {
     let files = (0..254).map(|number| (spec(number), true)).collect();
     let files = structured(&CommandFrame::AddFiles(files), Vec::new()).unwrap().frame;
     assert!(matches!(decode_command(&files, 254), Err(FrameError::TooLarge { got: 254, .. })));
-    let event = encode_event(Event::Connected).unwrap().remove(0).frame;
+    let event = encode_event(Event::Connected { round_trip: Duration::ZERO }).unwrap().remove(0).frame;
     assert!(decode_event(&event, 1).is_err());
 }
 

@@ -168,8 +168,11 @@ async fn an_agent_may_drop_one_queue_and_keep_the_other() {
     let (EngineHandle { commands, mut events }, engine, worker) = place.session().await;
     drop(commands);
     sleep(Duration::from_millis(50)).await;
-    engine.events.send(Event::Connected).await.unwrap();
-    assert!(matches!(next(&mut events).await, Some(Event::Connected)));
+    let round_trip = Duration::from_micros(50_100);
+    engine.events.send(Event::Connected { round_trip }).await.unwrap();
+    assert!(
+        matches!(next(&mut events).await, Some(Event::Connected { round_trip: told }) if told == round_trip)
+    );
     drop(events);
     assert_eq!(timeout(SOON, worker).await.unwrap().unwrap(), ServeEnd::AgentGone);
 }

@@ -8,6 +8,14 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// harm of its own session.)
 pub type Numbered<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
 
+/// A table that never grows while it holds at most `most` entries at a time, so that a long session takes no more
+/// memory than a short one. What is removed leaves marks that count until the table is cleaned, and one more than half
+/// full grows instead: hence twice the room.
+#[must_use]
+pub fn with_room<V>(most: usize) -> Numbered<V> {
+    Numbered::with_capacity_and_hasher(most.saturating_mul(2), BuildHasherDefault::default())
+}
+
 /// Spreads a number over all bits of a hash (Fibonacci hashing).
 #[derive(Debug, Default, Clone, Copy)]
 pub struct NumberHasher(u64);

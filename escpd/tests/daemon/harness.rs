@@ -183,7 +183,7 @@ impl Daemon {
         }
         for party in [&mut near, &mut far] {
             let event = party.next().await;
-            assert!(matches!(event, Event::Connected), "{event:?}; {}", self.log());
+            assert!(matches!(event, Event::Connected { .. }), "{event:?}; {}", self.log());
         }
         (near, far)
     }

@@ -5,7 +5,7 @@ use super::directory::Directory;
 use crate::path::PathNode;
 use escp_engine_api::FileCheck;
 use escp_proto::agent::{Attributes, ROOT};
-use escp_proto::numbered::Numbered;
+use escp_proto::numbered::{self, Numbered};
 use std::sync::Arc;
 
 /// A file under way.
@@ -92,14 +92,19 @@ impl DirectoryState {
 }
 
 /// Everything that was offered and is not done with.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Entries {
-    /// Boxed, so that the table stays small when it doubles.
+    /// Boxed, so that the table stays small.
     files: Numbered<Box<Incoming>>,
     directories: Numbered<DirectoryState>,
 }
 
 impl Entries {
+    /// For at most `most` entries at a time.
+    pub(super) fn with_room(most: usize) -> Self {
+        Self { files: numbered::with_room(most), directories: Numbered::default() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.files.is_empty() && self.directories.is_empty()
     }

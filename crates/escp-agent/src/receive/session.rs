@@ -68,7 +68,7 @@ pub async fn receive_files(
     observer: Arc<dyn Observer>,
     peer_host: &str,
 ) -> Result<Tally, SessionError> {
-    let window = limits::entries_under_way();
+    let window = limits::entries_under_way(link.round_trip);
     let (pool, answers) = super::crew::start(options).map_err(|error| SessionError {
         status: 4,
         text: format!("no thread can be started here: {error}"),
@@ -86,7 +86,7 @@ pub async fn receive_files(
         peer_host,
         tally: Tally::default(),
         list: ListDigest::default(),
-        entries: Entries::default(),
+        entries: Entries::with_room(usize::try_from(window).unwrap_or_default()),
         complete: Vec::new(),
         publishing: 0,
         full: Vec::new(),

@@ -16,7 +16,7 @@ use escp_proto::agent::{
     AgentMessage, Entry, EntryFailure, EntryKind, EntryResult, FileDigest, ROOT, Scanned, SourceFailure,
     messages,
 };
-use escp_proto::numbered::Numbered;
+use escp_proto::numbered::{self, Numbered};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ pub async fn send_files(
     observer: Arc<dyn Observer>,
     peer_host: &str,
 ) -> Result<Tally, SessionError> {
-    let window = limits::entries_under_way();
+    let window = limits::entries_under_way(link.round_trip);
     let (crew, mut answers) = Crew::start(sources, options).map_err(|error| SessionError {
         status: 4,
         text: format!("no thread can be started here: {error}"),
@@ -116,7 +116,7 @@ pub async fn send_files(
         peer_host,
         tally: Tally::default(),
         list: ListDigest::default(),
-        entries: Numbered::default(),
+        entries: numbered::with_room(usize::try_from(window).unwrap_or_default()),
         directories: HashMap::new(),
         early: BTreeMap::new(),
         next_batch: 0,

@@ -375,7 +375,7 @@ impl Outcome {
 
 pub(crate) fn link(engine: EngineHandle) -> (Link, watch::Sender<Option<HangUp>>) {
     let (raise, hang_up) = watch::channel(None);
-    (Link { engine, hang_up }, raise)
+    (Link { engine, round_trip: Duration::ZERO, hang_up }, raise)
 }
 
 /// Runs a conversation with faults on either side.
