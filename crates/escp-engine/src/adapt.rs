@@ -14,8 +14,10 @@ const LADDER: [i32; 8] = [-5, 1, 3, 6, 9, 12, 15, 19];
 const START: i32 = 1;
 /// A choice is judged by what it moved in so much time,
 const WINDOW: Duration = Duration::from_millis(30);
-/// and by no fewer records than these.
+/// and by no fewer records than these,
 const RECORDS: u32 = 6;
+/// unless they hold so many bytes: a choice on trial that does not pay costs them all.
+const BYTES: f64 = 6.0 * 1_048_576.0;
 /// What a dearer choice must gain to be kept. Above what the two ends of a window can be off.
 const GAIN: f64 = 1.04;
 /// What a cheaper choice may lose and be kept all the same.
@@ -140,7 +142,8 @@ impl Adapt {
         window.plain += record.plain as f64;
         window.wire += record.wire as f64;
         let spent = now.saturating_duration_since(since);
-        if spent < WINDOW || window.records < RECORDS || window.plain == 0.0 {
+        let few = window.records < RECORDS && window.plain < BYTES;
+        if spent < WINDOW || few || window.plain == 0.0 {
             return;
         }
         let seconds = spent.as_secs_f64();

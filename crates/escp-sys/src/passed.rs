@@ -92,7 +92,9 @@ mod tests {
     fn open(flags: OFlags) -> OwnedFd {
         let path = std::env::temp_dir().join(format!("escp-passed-{}", std::process::id()));
         std::fs::write(&path, b"x").unwrap();
-        rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap()
+        let opened = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        opened
     }
 
     #[test]
