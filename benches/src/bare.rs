@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Transfers of O_DIRECT files start at and have a length of a multiple of this.
 const ALIGNMENT: usize = 4096;
 /// Bytes of a block of the copier.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 2 << 20;
 
 /// Opens a source.
 pub(crate) fn open(path: &Path, direct: bool) -> Checked<File> {
@@ -102,6 +102,7 @@ pub(crate) fn copy(args: &CopyArgs) -> Checked<u64> {
     std::thread::scope(|scope| {
         let work = || -> Checked {
             let pool = escp_buf::Pool::new(1, BLOCK)?;
+            pool.prefer_huge_pages();
             let mut buf = pool.take().ok_or_else(|| Trouble::new("an empty pool"))?;
             loop {
                 let offset = next.fetch_add(BLOCK as u64, Ordering::Relaxed);

@@ -87,8 +87,9 @@ pub(crate) fn run(args: &FloorArgs) -> Checked<u64> {
             let (streams, block) = (args.streams.max(1), args.block);
             // The pool belongs to its thread; made there, its memory is near it.
             move || -> Checked<End> {
-                let buf =
-                    Pool::new(1, block as usize)?.take().ok_or_else(|| Trouble::new("an empty pool"))?;
+                let pool = Pool::new(1, block as usize)?;
+                pool.prefer_huge_pages();
+                let buf = pool.take().ok_or_else(|| Trouble::new("an empty pool"))?;
                 Ok(End { stream, streams, block, size, file, socket, buf })
             }
         };

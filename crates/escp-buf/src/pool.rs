@@ -16,6 +16,10 @@ pub const BODY: usize = HEADROOM;
 /// Bytes after the body of a slot: a record's tag, and one page so that the next slot is aligned.
 pub const TAILROOM: usize = 4096;
 
+/// Size of a huge page (x86-64 and arm64 with pages of 4 KiB). The kernel aligns a mapping to it only when its length is
+/// a multiple (`thp_get_unmapped_area` of mm/huge_memory.c).
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Slots of equal size for one thread, handed out as [`Buf`]s.
 #[derive(Clone)]
 pub struct Pool {
@@ -24,6 +28,8 @@ pub struct Pool {
 
 struct Inner {
     region: NonNull<u8>,
+    /// Bytes that are mapped: the slots, and what is left of the last huge page.
+    mapped: usize,
     slot_len: usize,
     slots: usize,
     /// Slots that are free, most recently used last, so that warm memory is used again first.
@@ -55,14 +61,15 @@ impl Pool {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "slots or body length of a pool"));
         }
         let slot_len = HEADROOM + body_len + TAILROOM;
-        let length = slots.checked_mul(slot_len).ok_or_else(|| {
+        let whole = slots.checked_mul(slot_len).and_then(|length| length.checked_next_multiple_of(HUGE_PAGE));
+        let mapped = whole.ok_or_else(|| {
             io::Error::new(io::ErrorKind::OutOfMemory, "pool larger than the address space")
         })?;
         // SAFETY: a fresh private mapping at an address of the kernel's choice aliases nothing.
         let address = unsafe {
             rustix::mm::mmap_anonymous(
                 std::ptr::null_mut(),
-                length,
+                mapped,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
@@ -73,6 +80,7 @@ impl Pool {
         Ok(Self {
             inner: Rc::new(Inner {
                 region,
+                mapped,
                 slot_len,
                 slots,
                 free: RefCell::new(free),
@@ -95,11 +103,9 @@ impl Pool {
     /// misses for full blocks. Without it a slot takes as much memory as the records in it, not 2 MiB.
     pub fn prefer_huge_pages(&self) {
         if !self.inner.huge_pages.replace(true) {
-            let length = self.inner.slots * self.inner.slot_len;
+            let (start, mapped) = (self.inner.region.as_ptr(), self.inner.mapped);
             // SAFETY: the range is exactly the pool's mapping, and the advice does not change its contents.
-            let advised = unsafe {
-                rustix::mm::madvise(self.inner.region.as_ptr().cast(), length, Advice::LinuxHugepage)
-            };
+            let advised = unsafe { rustix::mm::madvise(start.cast(), mapped, Advice::LinuxHugepage) };
             // A kernel without huge pages refuses; small ones do as well.
             let _ = advised;
         }
@@ -156,7 +162,7 @@ impl Drop for Inner {
         // flight. Slots that were lost with a runtime that was torn down under load keep the Rc alive, and
         // the mapping with it: leaking is right where the kernel may still write.
         // SAFETY: the region was mapped with this length by `new`, and no Buf refers to it any more.
-        let unmapped = unsafe { rustix::mm::munmap(self.region.as_ptr().cast(), self.slots * self.slot_len) };
+        let unmapped = unsafe { rustix::mm::munmap(self.region.as_ptr().cast(), self.mapped) };
         debug_assert!(unmapped.is_ok());
     }
 }
