@@ -1,6 +1,6 @@
 //! The files of a session, and how far each is.
 
-use crate::check::{BlockShift, Fold, FoldError, crc_of_zeros};
+use crate::check::{Fold, FoldError, crc_of_zeros};
 use escp_engine_api::{FileCheck, FileError, FileReport, FileSpec, Stage};
 use escp_proto::numbered::Numbered;
 use std::collections::HashSet;
@@ -107,19 +107,13 @@ impl File {
     }
 
     /// Folds a range's check value in, and makes sure no byte counts twice.
-    pub(crate) fn claim(
-        &self,
-        offset: u64,
-        length: u64,
-        check: u64,
-        block: &BlockShift,
-    ) -> Result<(), FoldError> {
-        self.lock().fold.add(offset, length, check, block)
+    pub(crate) fn claim(&self, offset: u64, length: u64, check: u64) -> Result<(), FoldError> {
+        self.lock().fold.add(offset, length, check)
     }
 
     /// As [`File::claim`] for a hole.
-    pub(crate) fn claim_hole(&self, offset: u64, length: u64, block: &BlockShift) -> Result<(), FoldError> {
-        self.claim(offset, length, crc_of_zeros(length), block)
+    pub(crate) fn claim_hole(&self, offset: u64, length: u64) -> Result<(), FoldError> {
+        self.claim(offset, length, crc_of_zeros(length))
     }
 
     /// Ends an operation that `begin` noted; `through` bytes are sent or written. Returns true, once, when

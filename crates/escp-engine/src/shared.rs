@@ -1,6 +1,5 @@
 //! What the control task and the data threads of one session share.
 
-use crate::check::BlockShift;
 use crate::files::{File, FileTable};
 use crate::meter::{Counter, Meter};
 use crate::pace::Pace;
@@ -24,7 +23,6 @@ pub(crate) struct Shared {
     pub(crate) meter: Meter,
     pub(crate) files: FileTable,
     pub(crate) plan: Plan,
-    pub(crate) block_shift: BlockShift,
     pub(crate) rate: RateLimit,
     /// A rate that other sessions keep too; one lane of this session waits for it at a time, so that each session
     /// gets as much of it, however many streams it has.
@@ -75,7 +73,6 @@ impl Shared {
     ) -> Self {
         Self {
             plan: Plan::new(options.block_size),
-            block_shift: BlockShift::new(options.block_size),
             rate: RateLimit::new(options.rate_limit),
             pace,
             turn: tokio::sync::Mutex::default(),

@@ -178,7 +178,7 @@ impl Receiving {
     fn verify(&self, file: &File, header: &BlockHeader, data: &[u8]) -> Result<bool, LaneError> {
         let shared = &self.lane.shared;
         let check = if shared.options.checksum { check::received(data) } else { 0 };
-        if file.claim(header.offset, data.len() as u64, check, &shared.block_shift).is_err() {
+        if file.claim(header.offset, data.len() as u64, check).is_err() {
             return Err(LaneError::integrity(format!(
                 "the peer broke the protocol: bytes from {} on of file {} came twice",
                 header.offset, header.file
@@ -202,9 +202,9 @@ impl Receiving {
         file.begin();
         let shared = &self.lane.shared;
         let claimed = if shared.options.checksum {
-            file.claim_hole(header.offset, length, &shared.block_shift)
+            file.claim_hole(header.offset, length)
         } else {
-            file.claim(header.offset, length, 0, &shared.block_shift)
+            file.claim(header.offset, length, 0)
         };
         if claimed.is_err() {
             return Err(LaneError::integrity(format!(

@@ -204,9 +204,9 @@ impl Sending {
     fn claim(&self, file: &File, offset: u64, length: u64, check: Option<u64>) {
         let shared = &self.lane.shared;
         let claimed = match check {
-            Some(check) => file.claim(offset, length, check, &shared.block_shift),
-            None if shared.options.checksum => file.claim_hole(offset, length, &shared.block_shift),
-            None => file.claim(offset, length, 0, &shared.block_shift),
+            Some(check) => file.claim(offset, length, check),
+            None if shared.options.checksum => file.claim_hole(offset, length),
+            None => file.claim(offset, length, 0),
         };
         if claimed.is_err() {
             file.fail(Stage::Read, 0, format!("bytes from {offset} on were scheduled twice"));
