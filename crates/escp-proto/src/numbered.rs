@@ -12,8 +12,9 @@ pub type Numbered<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
 /// memory than a short one. What is removed leaves marks that count until the table is cleaned, and one more than half
 /// full grows instead: hence twice the room.
 #[must_use]
-pub fn with_room<V>(most: usize) -> Numbered<V> {
-    Numbered::with_capacity_and_hasher(most.saturating_mul(2), BuildHasherDefault::default())
+pub fn with_room<V>(most: u64) -> Numbered<V> {
+    let room = usize::try_from(most.saturating_mul(2)).unwrap_or_default();
+    Numbered::with_capacity_and_hasher(room, BuildHasherDefault::default())
 }
 
 /// Spreads a number over all bits of a hash (Fibonacci hashing).

@@ -101,7 +101,7 @@ pub(super) struct Entries {
 
 impl Entries {
     /// For at most `most` entries at a time.
-    pub(super) fn with_room(most: usize) -> Self {
+    pub(super) fn with_room(most: u64) -> Self {
         Self { files: numbered::with_room(most), directories: Numbered::default() }
     }
 

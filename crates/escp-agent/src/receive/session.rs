@@ -86,7 +86,7 @@ pub async fn receive_files(
         peer_host,
         tally: Tally::default(),
         list: ListDigest::default(),
-        entries: Entries::with_room(usize::try_from(window).unwrap_or_default()),
+        entries: Entries::with_room(window),
         complete: Vec::new(),
         publishing: 0,
         full: Vec::new(),

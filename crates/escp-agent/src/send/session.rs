@@ -116,7 +116,7 @@ pub async fn send_files(
         peer_host,
         tally: Tally::default(),
         list: ListDigest::default(),
-        entries: numbered::with_room(usize::try_from(window).unwrap_or_default()),
+        entries: numbered::with_room(window),
         directories: HashMap::new(),
         early: BTreeMap::new(),
         next_batch: 0,
