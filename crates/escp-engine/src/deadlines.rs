@@ -3,7 +3,7 @@
 
 use crate::meter::Counter;
 use crate::session::Session;
-use escp_engine_api::{Direction, Event, Fault, PEER_GAVE_UP, Progress, Summary};
+use escp_engine_api::{Direction, Event, Fault, PEER_GAVE_UP, Progress, Stage, Summary};
 use escp_proto::message::{EngineMessage, Message};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const KEEPALIVE_MS: u64 = 5_000;
 /// The user is told after so much silence, and again every 5 s.
 const TELL_AFTER_MS: u64 = 10_000;
 const TELL_AGAIN_MS: u64 = 5_000;
-/// A data stream is given up after so much silence while stream 0 is alive.
+/// A data stream is given up after so much silence of its way while stream 0 is alive.
 const STREAM_LIMIT: Duration = Duration::from_secs(30);
 /// A session is given up after so much silence.
 const SESSION_LIMIT_MS: u64 = 180_000;
@@ -108,11 +108,12 @@ impl Session {
         }
     }
 
-    /// A data stream that is silent while stream 0 talks: its path is dead, the peer is not.
+    /// A data stream that waits for the network, and whose way is dead while stream 0 talks.
     fn give_up_dead_lanes(&self) {
         for lane in self.shared.lanes() {
             let waiting = self.shared.now().saturating_sub(lane.heard());
-            let suspicious = u128::from(waiting) >= STREAM_LIMIT.as_millis();
+            let suspicious =
+                lane.stage() == Stage::Receive && u128::from(waiting) >= STREAM_LIMIT.as_millis();
             if suspicious && !lane.closed.load(Relaxed) && lane.silent_for() >= STREAM_LIMIT {
                 let (stream, seconds) = (lane.stream, STREAM_LIMIT.as_secs());
                 self.shared.fail(Fault::Lost, format!("nothing came on stream {stream} for {seconds} s"));

@@ -13,8 +13,10 @@ use tokio::net::TcpStream;
 /// An answer that takes longer is none: the other engine is there, or it is not. Longer than the gate's
 /// deadline, so that a slow path is the gate's to judge.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The kernel gives a connection up when data stays unacknowledged this long: the session's own limit.
-pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(180);
+/// The kernel gives stream 0 up when data stays unacknowledged this long: the session's own limit.
+const SILENCE_LIMIT: Duration = Duration::from_secs(180);
+/// A data lane's kernel asks the peer's for a sign of life after so much silence, and then as often.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 /// A lane whose other end proved that it knows the session's secret.
 pub(crate) struct ProvenLane {
@@ -135,7 +137,40 @@ pub(crate) fn admit(
     lane: ProvenLane,
 ) -> io::Result<(std::net::TcpStream, std::sync::Arc<crate::shared::LaneState>, Sealer, Opener)> {
     let socket = lane.socket.into_std()?;
+    watch_the_way(&socket)?;
     let state = shared.add_lane(lane.stream, socket.try_clone()?);
     state.enter(Stage::Idle, shared.now());
     Ok((socket, state, lane.sealer, lane.opener))
+}
+
+/// Lets silence on a data lane mean that its way is dead, and nothing else: a peer's process may wait for its disk, on
+/// this very lane, for as long as it takes.
+fn watch_the_way(socket: &std::net::TcpStream) -> io::Result<()> {
+    let options = socket2::SockRef::from(socket);
+    let probes = socket2::TcpKeepalive::new().with_time(PROBE_EVERY).with_interval(PROBE_EVERY);
+    options.set_tcp_keepalive(&probes)?;
+    // It would also end a connection whose peer says for that long that it has no room, which is what a slow disk does.
+    options.set_tcp_user_timeout(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn a_peer_that_has_no_room_keeps_its_lane() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        // As short as the test wants it; what a lane has from its handshake.
+        socket2::SockRef::from(&near).set_tcp_user_timeout(Some(Duration::from_secs(1))).unwrap();
+        watch_the_way(&near).unwrap();
+        near.set_nonblocking(true).unwrap();
+        while near.write(&[0; 65_536]).is_ok() {}
+        std::thread::sleep(Duration::from_secs(4));
+        far.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        while far.read(&mut [0; 65_536]).is_ok_and(|count| count > 0) {}
+        near.write_all(b"and on").unwrap();
+    }
 }

@@ -52,7 +52,7 @@ pub(crate) struct LaneState {
     pub(crate) acknowledged: AtomicU64,
     /// When something last came or went, in milliseconds of the session.
     heard: AtomicU64,
-    /// It waits for the network (and not for a disk): only then does silence count.
+    /// What it waits for. Only for the network does silence count.
     stage: AtomicU8,
     /// Closed by both sides' agreement.
     pub(crate) closed: AtomicBool,
@@ -184,10 +184,10 @@ impl LaneState {
         STAGES.get(usize::from(self.stage.load(Relaxed))).copied().unwrap_or(Stage::Idle)
     }
 
-    /// How long the kernel has not received a byte on this lane: a record of a slow path may take longer
-    /// than any deadline, as long as it comes.
+    /// How long nothing came on this lane from the peer's kernel, not even an answer to a probe: a record of a slow
+    /// path, and a peer that waits for its disk, may take longer than any deadline.
     pub(crate) fn silent_for(&self) -> std::time::Duration {
-        escp_sys::socket::since_last_data(&self.socket).unwrap_or_default()
+        escp_sys::socket::since_last_sign(&self.socket).unwrap_or_default()
     }
 
     /// What the kernel knows about this lane's way.

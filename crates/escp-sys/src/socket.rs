@@ -44,13 +44,15 @@ pub fn way(socket: impl AsFd) -> io::Result<Way> {
     })
 }
 
-/// How long ago the kernel last received data on a connection (`tcpi_last_data_recv`, tcp(7)), to the
-/// millisecond.
+/// How long ago the kernel last received a sign of the peer's kernel on a connection, to the millisecond: data, or
+/// an acknowledgement (`tcpi_last_data_recv`, `tcpi_last_ack_recv`, tcp(7)). Where TCP sends keepalive probes, their
+/// answers count, so this is the age of the way and says nothing about the peer's process.
 ///
 /// # Errors
 /// Those of getsockopt(2).
-pub fn since_last_data(socket: impl AsFd) -> io::Result<Duration> {
-    Ok(Duration::from_millis(info(socket)?.0.last_data_recv.into()))
+pub fn since_last_sign(socket: impl AsFd) -> io::Result<Duration> {
+    let (info, _) = info(socket)?;
+    Ok(Duration::from_millis(info.last_data_recv.min(info.last_ack_recv).into()))
 }
 
 /// For how long, in all, a connection had data that was not sent or not acknowledged (`tcpi_busy_time` of
@@ -78,7 +80,8 @@ struct RawInfo {
     unacked: u32,
     segments: [u32; 6],
     last_data_recv: u32,
-    last_ack_and_sizes: [u32; 3],
+    last_ack_recv: u32,
+    sizes: [u32; 2],
     rtt: u32,
     windows: [u32; 8],
     pacing_and_bytes: [u64; 4],
@@ -127,6 +130,7 @@ mod tests {
     fn the_layout_is_that_of_the_kernel() {
         // Counted from linux/tcp.h.
         assert_eq!(offset_of!(RawInfo, last_data_recv), offset_of!(libc::tcp_info, tcpi_last_data_recv));
+        assert_eq!(offset_of!(RawInfo, last_ack_recv), offset_of!(libc::tcp_info, tcpi_last_ack_recv));
         assert_eq!(offset_of!(RawInfo, snd_mss), offset_of!(libc::tcp_info, tcpi_snd_mss));
         assert_eq!(offset_of!(RawInfo, unacked), offset_of!(libc::tcp_info, tcpi_unacked));
         assert_eq!(offset_of!(RawInfo, rtt), offset_of!(libc::tcp_info, tcpi_rtt));
@@ -178,14 +182,23 @@ mod tests {
     }
 
     #[test]
-    fn data_resets_the_age() {
+    fn data_and_acknowledgements_are_signs() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut far, _) = listener.accept().unwrap();
         std::thread::sleep(Duration::from_millis(300));
-        let before = since_last_data(&far).unwrap();
+        let before = since_last_sign(&far).unwrap();
+        assert!(before >= Duration::from_millis(250), "{before:?}");
         near.write_all(b"x").unwrap();
         far.read_exact(&mut [0]).unwrap();
-        assert!(since_last_data(&far).unwrap() < before, "{before:?}");
+        assert!(since_last_sign(&far).unwrap() < before, "{before:?}");
+        std::thread::sleep(Duration::from_millis(300));
+        // The other process does nothing about it; its kernel answers.
+        far.write_all(b"y").unwrap();
+        let answered = (0..50).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            since_last_sign(&far).unwrap() < Duration::from_millis(250)
+        });
+        assert!(answered, "{:?}", since_last_sign(&far));
     }
 }

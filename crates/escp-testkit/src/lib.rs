@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod run;
 pub mod scratch;
 pub mod sshd;
+pub mod stalling;
 pub mod terminal;
 pub mod tree;
 mod trouble;

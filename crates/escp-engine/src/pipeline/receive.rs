@@ -73,7 +73,7 @@ impl Receiving {
     /// the rest at once. Writes are finished meanwhile.
     async fn receive(&mut self, buf: Buf) -> Result<(Iv, Buf), LaneError> {
         let (shared, state) = (&self.lane.shared, &self.lane.state);
-        state.enter(Stage::Receive, shared.now());
+        state.enter(self.waits_for(), shared.now());
         state.peak_net.fetch_max(1, Relaxed);
         let socket = self.lane.socket.clone();
         let max = shared.max_file_payload();
@@ -92,15 +92,23 @@ impl Receiving {
             tokio::select! {
                 biased;
                 received = &mut record => break received,
-                () = self.writes.finish_oldest(&self.lane), if !self.writes.is_empty() => {}
+                () = self.writes.finish_oldest(&self.lane), if !self.writes.is_empty() => {
+                    state.enter(self.waits_for(), shared.now());
+                }
             }
         };
         if let Ok((iv, _)) = &received {
             let wire_len = IV_LEN + iv.length as usize + TAG_LEN;
             shared.meter.add(Counter::BytesNetworkIn, wire_len as u64);
-            state.enter(Stage::Receive, shared.now());
+            // From here on it works on what came, which takes a wait for the disk at most.
+            state.enter(Stage::Write, shared.now());
         }
         received
+    }
+
+    /// What the next record is late for: a disk that takes its time is not the network's silence.
+    fn waits_for(&self) -> Stage {
+        if self.writes.is_empty() { Stage::Receive } else { Stage::Write }
     }
 
     fn open(&mut self, iv: Iv, mut buf: Buf) -> Result<(Buf, usize), LaneError> {
@@ -222,7 +230,6 @@ impl Receiving {
     fn packed(&self, buf: &Buf, header: &BlockHeader) -> Result<(), LaneError> {
         let data = &buf.bytes()[BODY..BODY + header.plain_len as usize];
         let shared = &self.lane.shared;
-        self.lane.state.enter(Stage::Write, shared.now());
         let mut over = Vec::new();
         for item in unpack(header.file, data)? {
             let length = item.length as u64;

@@ -73,7 +73,7 @@ impl Sending {
     async fn run(&mut self) -> Result<(), LaneError> {
         loop {
             let over = self.fill();
-            let staged = match self.window.pop_front() {
+            let mut staged = match self.window.pop_front() {
                 Some(staged) => staged,
                 None if over => return Ok(()),
                 None => {
@@ -81,6 +81,7 @@ impl Sending {
                     continue;
                 }
             };
+            self.await_read(&mut staged).await?;
             if let Some(record) = self.prepare(staged).await {
                 self.transmit_block(record).await?;
             }
@@ -117,6 +118,8 @@ impl Sending {
     }
 
     fn stage(&self, work: Work, buf: Buf) -> Staged {
+        // A plain call waits for the disk right here.
+        self.lane.state.enter(Stage::Read, self.lane.shared.now());
         match work {
             Work::Block { file, offset, length } => {
                 self.lane.pool.prefer_huge_pages();
@@ -150,6 +153,18 @@ impl Sending {
         }
         if let Some(compression) = &mut self.compression {
             compression.idled(since.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Waits for a block's read, saying now and then that this lane lives: a disk may take its time.
+    async fn await_read(&mut self, staged: &mut Staged) -> Result<(), LaneError> {
+        self.lane.state.enter(Stage::Read, self.lane.shared.now());
+        if let Staged::Block { read, .. } = staged
+            && matches!(read, DiskOp::Ring(_))
+        {
+            let output = self.wait_alive(&mut *read).await?;
+            *read = DiskOp::Done(Some(output));
         }
         Ok(())
     }
@@ -188,7 +203,6 @@ impl Sending {
         read: DiskOp,
     ) -> Option<Record> {
         let lane = &self.lane;
-        lane.state.enter(Stage::Read, lane.shared.now());
         let buf = finish_read(lane, file, offset, length as usize, read).await?;
         lane.shared.meter.add(Counter::BytesDiskRead, length.into());
         let data = &buf.bytes()[BODY..BODY + length as usize];
@@ -215,7 +229,6 @@ impl Sending {
 
     fn prepare_pack(&mut self, files: Vec<Arc<File>>, mut buf: Buf) -> Option<Record> {
         let lane = &self.lane;
-        lane.state.enter(Stage::Read, lane.shared.now());
         let reserved = files.len() * HEADER_LEN;
         let (headers, data) = buf.bytes_mut()[BODY..].split_at_mut(reserved);
         let mut end = 0;
@@ -297,6 +310,7 @@ impl Sending {
     async fn wait_for_the_rate(&mut self, data_len: usize) -> Result<Duration, LaneError> {
         let wire_len = (IV_LEN + HEADER_LEN + data_len + TAG_LEN) as u64;
         let start = Instant::now();
+        self.lane.state.enter(Stage::Idle, self.lane.shared.now());
         let delay = self.lane.shared.rate.admit(wire_len, start);
         if !delay.is_zero() {
             self.wait_alive(tokio::time::sleep(delay)).await?;
@@ -315,12 +329,16 @@ impl Sending {
     }
 
     /// Waits for something, saying now and then that this lane lives.
-    async fn wait_alive(&mut self, what: impl Future<Output = ()>) -> Result<(), LaneError> {
+    async fn wait_alive<T>(&mut self, what: impl Future<Output = T>) -> Result<T, LaneError> {
         tokio::pin!(what);
-        while tokio::time::timeout(KEEPALIVE, &mut what).await.is_err() {
+        let stage = self.lane.state.stage();
+        loop {
+            if let Ok(output) = tokio::time::timeout(KEEPALIVE, &mut what).await {
+                return Ok(output);
+            }
             self.transmit_message(EngineMessage::Keepalive).await?;
+            self.lane.state.enter(stage, self.lane.shared.now());
         }
-        Ok(())
     }
 
     async fn transmit_message(&mut self, message: EngineMessage) -> Result<(), LaneError> {
