@@ -10,8 +10,10 @@ use std::time::Duration;
 
 /// Stream 0 never goes longer without a word.
 const KEEPALIVE_MS: u64 = 5_000;
+/// How late a keepalive may be without meaning anything.
+const SLACK_MS: u64 = 1_000;
 /// The user is told after so much silence, and again every 5 s.
-const TELL_AFTER_MS: u64 = 10_000;
+pub(crate) const TELL_AFTER_MS: u64 = 10_000;
 const TELL_AGAIN_MS: u64 = 5_000;
 /// A data stream is given up after so much silence of its way while stream 0 is alive.
 const STREAM_LIMIT: Duration = Duration::from_secs(30);
@@ -44,6 +46,7 @@ impl Session {
         self.progress().await;
         self.look_at_the_way().await;
         self.listen_for_silence(now).await;
+        self.look_for_a_standstill(now).await;
     }
 
     /// Sends an engine message if there is room; everything said here is said again later if there is none.
@@ -91,6 +94,15 @@ impl Session {
         if progress != self.clock.last_progress {
             self.clock.last_progress = progress;
             self.emit(Event::Progress(progress)).await;
+        }
+    }
+
+    /// Says once that data stands still though the peer lives, and once that it moves again.
+    async fn look_for_a_standstill(&mut self, now: u64) {
+        if now.saturating_sub(self.clock.heard) > KEEPALIVE_MS + SLACK_MS {
+            self.standstill.rest(now);
+        } else if let Some(text) = self.standstill.look(&self.shared, now, &self.clock.last_progress) {
+            self.emit(Event::Remark(text)).await;
         }
     }
 

@@ -229,6 +229,11 @@ impl FileTable {
         }
     }
 
+    /// Whether any file is under way.
+    pub(crate) fn any(&self) -> bool {
+        !self.lock().files.is_empty()
+    }
+
     /// Takes all files out, at the end.
     pub(crate) fn clear(&self) {
         self.lock().files.clear();

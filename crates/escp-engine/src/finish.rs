@@ -5,6 +5,7 @@ use crate::meter::Counter;
 use crate::shared::Shared;
 use escp_engine_api::{Direction, EngineKind, FileReport, Stage};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::{Semaphore, mpsc};
 
 /// Threads that make files durable at once. Each waits for the disk nearly all the time, and the file
@@ -51,8 +52,11 @@ pub(crate) async fn finish_files(
                     settle(&shared, file);
                     report(&shared, file)
                 };
+                shared.settling.fetch_add(1, Relaxed);
+                let settled = group.iter().map(settled).collect();
+                shared.settling.fetch_sub(1, Relaxed);
                 // The control task is gone only when the session is over.
-                let _ = reports.blocking_send(group.iter().map(settled).collect());
+                let _ = reports.blocking_send(settled);
                 drop(permit);
             });
         }

@@ -24,6 +24,7 @@ mod plan;
 mod rate;
 mod session;
 mod shared;
+mod standstill;
 mod uring;
 mod way;
 mod worker;

@@ -10,6 +10,7 @@ use crate::meter::{Counter, Meter};
 use crate::pipeline::LaneError;
 use crate::placement::{Placement, Reason};
 use crate::shared::Shared;
+use crate::standstill::Standstill;
 use crate::way::{self, Watch};
 use crate::worker::{LaneKey, LaneOver, NewLane, Workers, resolve};
 use crate::{AcceptedLane, Host};
@@ -55,6 +56,7 @@ pub(crate) struct Session {
     stalled: Option<Message>,
     pub(crate) clock: Clock,
     pub(crate) watch: Watch,
+    pub(crate) standstill: Standstill,
     /// A lane was lost; the peer's own reason on stream 0 may be on its way and is waited for a moment.
     pub(crate) loss: Option<(Instant, LaneError)>,
 }
@@ -136,6 +138,7 @@ impl Session {
         let session = Self {
             clock: Clock::new(&shared),
             watch: Watch::default(),
+            standstill: Standstill::default(),
             shared,
             events: port.events.clone(),
             control: None,

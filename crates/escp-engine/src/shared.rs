@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) placement: OnceLock<Placement>,
     /// Files that are through, or failed with nothing in flight.
     pub(crate) over: mpsc::UnboundedSender<Vec<Arc<File>>>,
+    /// Groups of received files that are being made durable now.
+    pub(crate) settling: AtomicU32,
     /// Woken when the session fails.
     pub(crate) failing: Notify,
     started: Instant,
@@ -81,6 +83,7 @@ impl Shared {
             files: FileTable::default(),
             placement: OnceLock::new(),
             over,
+            settling: AtomicU32::new(0),
             failing: Notify::new(),
             started: Instant::now(),
             failed: AtomicBool::new(false),
@@ -188,6 +191,11 @@ impl LaneState {
     /// path, and a peer that waits for its disk, may take longer than any deadline.
     pub(crate) fn silent_for(&self) -> std::time::Duration {
         escp_sys::socket::since_last_sign(&self.socket).unwrap_or_default()
+    }
+
+    /// Bytes that the kernel saw arrive, here or at the peer.
+    pub(crate) fn moved(&self) -> u64 {
+        escp_sys::socket::bytes_moved(&self.socket).unwrap_or_default()
     }
 
     /// What the kernel knows about this lane's way.

@@ -4,15 +4,16 @@
 
 mod pair;
 
-use escp_engine_api::{Command, Direction, EngineHandle, EngineKind, Event, Side};
+use escp_engine_api::{Command, Direction, EngineHandle, EngineKind, Event, FileReport, Side};
 use escp_testkit::stalling::Stalling;
 use escp_testkit::{Checked, need_root, skip};
-use pair::{BLOCK, connect, next, open_at, open_read, open_write, options, reports, spec, whole};
+use pair::{BLOCK, connect, open_at, open_read, open_write, options, spec, whole};
 use std::path::Path;
 use std::time::Duration;
 
 /// Beyond the 30 s of a dead connection.
 const STALL: Duration = Duration::from_secs(40);
+const AFTER: Duration = Duration::from_secs(6);
 const SIZE: u64 = 64 * BLOCK as u64;
 
 /// Which of the two has the disk that stalls.
@@ -22,63 +23,110 @@ enum Slow {
     Receiver,
 }
 
-/// A copy whose one side works on `disk` and whose other side is quick.
-async fn copy(kind: EngineKind, slow: Slow, disk: &Stalling, other: &Path) {
-    let (source, target) = match slow {
-        Slow::Sender => (disk.file(), other.join(format!("target-{kind}"))),
+/// A copy of which one side works on `disk`, and the other, in the directory `other`, is quick.
+#[derive(Clone, Copy)]
+struct Case {
+    kind: EngineKind,
+    near: Direction,
+    slow: Slow,
+    /// What each side's user is told while the disk stalls.
+    near_told: Option<&'static str>,
+    far_told: Option<&'static str>,
+}
+
+const CASES: [Case; 5] = {
+    use Direction::{Receive, Send};
+    use EngineKind::{Posix, Uring};
+    const READING: &str = "the disk here does not give";
+    const WRITING: &str = "the disk here does not take";
+    const OTHER: &str = "the other side";
+    let case = Case { kind: Uring, near: Send, slow: Slow::Sender, near_told: Some(READING), far_told: None };
+    let receiver = Case { slow: Slow::Receiver, near_told: Some(OTHER), far_told: Some(WRITING), ..case };
+    [
+        case,
+        receiver,
+        Case { kind: Posix, ..case },
+        Case { kind: Posix, ..receiver },
+        Case { near: Receive, near_told: Some(OTHER), far_told: Some(READING), ..case },
+    ]
+};
+
+async fn copy(case: Case, disk: &Stalling, other: &Path) {
+    let (source, target) = match case.slow {
+        Slow::Sender => (disk.file(), other.join("target")),
         Slow::Receiver => (other.join("source"), disk.file()),
     };
-    let (mut sender, mut receiver) =
-        connect(options(Side::Near, Direction::Send, kind), options(Side::Far, Direction::Receive, kind))
-            .await;
+    if case.slow == Slow::Receiver {
+        std::fs::write(&source, vec![0; usize::try_from(SIZE).unwrap()]).unwrap();
+    }
+    let far = if case.near == Direction::Send { Direction::Receive } else { Direction::Send };
+    let (near, far) =
+        connect(options(Side::Near, case.near, case.kind), options(Side::Far, far, case.kind)).await;
+    let ((mut sender, sender_told), (mut receiver, receiver_told)) = match case.near {
+        Direction::Send => ((near, case.near_told), (far, case.far_told)),
+        Direction::Receive => ((far, case.far_told), (near, case.near_told)),
+    };
     open_at(&receiver, &mut sender, vec![(spec(1, SIZE), Some(open_write(&target, false)))]).await;
     disk.stall();
     let source = open_read(&source, false);
     sender.commands.send(Command::AddFiles(vec![(spec(1, SIZE), Some(source))])).await.unwrap();
     sender.commands.send(Command::Schedule(vec![whole(1, SIZE)])).await.unwrap();
-    tokio::time::timeout(STALL, async { tokio::join!(nothing(&mut sender), nothing(&mut receiver)) })
-        .await
-        .expect_err("neither side is over before the disk goes on");
+    let (sent, received) = tokio::join!(watch(&mut sender, STALL), watch(&mut receiver, STALL));
+    sent.is(sender_told, false);
+    received.is(receiver_told, false);
     disk.go_on();
-    let (sent, received) = (reports(&mut sender, 1).await, reports(&mut receiver, 1).await);
-    assert_eq!(sent, received);
-    assert!(sent[&1].outcome.is_ok(), "{sent:?}");
+    let (sent, received) = tokio::join!(watch(&mut sender, AFTER), watch(&mut receiver, AFTER));
+    sent.is(sender_told.map(|_| "it goes on after"), true);
+    received.is(receiver_told.map(|_| "it goes on after"), true);
 }
 
-/// Takes events as long as none of them is an end.
-async fn nothing(engine: &mut EngineHandle) {
-    loop {
-        let event = next(engine).await;
-        assert!(!matches!(event, Event::Failed(_) | Event::Ended { .. }), "{event:?}");
-        if let Event::Files(files) = event {
-            panic!("{files:?}");
+/// What an engine said in some time.
+#[derive(Debug, Default)]
+struct Said {
+    remarks: Vec<String>,
+    files: Vec<FileReport>,
+}
+
+impl Said {
+    /// Whether it said just this to every user, and whether the file is through.
+    fn is(&self, remark: Option<&str>, through: bool) {
+        assert_eq!(self.remarks.len(), usize::from(remark.is_some()), "{self:?} and not {remark:?}");
+        assert!(self.remarks.iter().zip(remark).all(|(said, due)| said.contains(due)), "{self:?}");
+        assert_eq!(self.files.len(), usize::from(through), "{self:?}");
+        assert!(self.files.iter().all(|file| file.outcome.is_ok()), "{self:?}");
+    }
+}
+
+/// Takes an engine's events for some time; none of them may be an end.
+async fn watch(engine: &mut EngineHandle, time: Duration) -> Said {
+    let mut said = Said::default();
+    let end = tokio::time::Instant::now() + time;
+    while let Ok(event) = tokio::time::timeout_at(end, engine.events.recv()).await {
+        match event.expect("the session goes on") {
+            Event::Remark(text) => said.remarks.push(text),
+            Event::Files(files) => said.files.extend(files),
+            event @ (Event::Failed(_) | Event::Ended { .. }) => panic!("{event:?}"),
+            _ => {}
         }
     }
+    said
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_stops_for_a_while_ends_no_session() -> Checked {
+async fn a_disk_that_stops_for_a_while_is_named_and_ends_no_session() -> Checked {
     need_root!();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let mut all = tokio::task::JoinSet::new();
-    std::fs::write(directory.path().join("source"), vec![0; usize::try_from(SIZE)?])?;
-    for (number, (kind, slow)) in [
-        (EngineKind::Uring, Slow::Sender),
-        (EngineKind::Uring, Slow::Receiver),
-        (EngineKind::Posix, Slow::Sender),
-        (EngineKind::Posix, Slow::Receiver),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let Some(disk) = Stalling::new(&directory.path().join(format!("disk-{number}")), SIZE)? else {
+    for (number, case) in CASES.into_iter().enumerate() {
+        let other = directory.path().join(number.to_string());
+        std::fs::create_dir(&other)?;
+        let Some(disk) = Stalling::new(&other.join("disk"), SIZE)? else {
             skip!("no /dev/fuse here, so no disk can be made to stall");
         };
-        let other = directory.path().to_path_buf();
-        all.spawn(async move { copy(kind, slow, &disk, &other).await });
+        all.spawn(async move { copy(case, &disk, &other).await });
     }
     while let Some(done) = all.join_next().await {
-        done.unwrap();
+        done?;
     }
     Ok(())
 }

@@ -5,10 +5,11 @@
 mod pair;
 
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileCheck, FileSpec, JobOptions,
-    Side, Stage, Summary,
+    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileCheck, FileReport, FileSpec,
+    JobOptions, Side, Stage, Summary,
 };
-use pair::{BLOCK, connect, next, open_at, open_read, open_write, options, reports, spec, whole};
+use pair::{BLOCK, connect, next, open_at, open_read, open_write, options, spec, whole};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
@@ -23,6 +24,19 @@ fn bytes(length: usize, seed: u64) -> Vec<u8> {
             state.to_be_bytes()[0]
         })
         .collect()
+}
+
+/// Gathers the reports on `count` files.
+async fn reports(engine: &mut EngineHandle, count: usize) -> HashMap<u64, FileReport> {
+    let mut all = HashMap::new();
+    while all.len() < count {
+        match next(engine).await {
+            Event::Files(files) => all.extend(files.into_iter().map(|file| (file.number, file))),
+            Event::Failed(failure) => panic!("{failure:?}"),
+            _ => {}
+        }
+    }
+    all
 }
 
 async fn last(engine: &mut EngineHandle) -> Event {

@@ -55,6 +55,16 @@ pub fn since_last_sign(socket: impl AsFd) -> io::Result<Duration> {
     Ok(Duration::from_millis(info.last_data_recv.min(info.last_ack_recv).into()))
 }
 
+/// Bytes of a connection that arrived: here, or at the peer as far as it acknowledged them (`tcpi_bytes_received`,
+/// `tcpi_bytes_acked` of linux/tcp.h).
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn bytes_moved(socket: impl AsFd) -> io::Result<u64> {
+    let (info, _) = info(socket)?;
+    Ok(info.bytes_acked.saturating_add(info.bytes_received))
+}
+
 /// For how long, in all, a connection had data that was not sent or not acknowledged (`tcpi_busy_time` of
 /// linux/tcp.h), to the microsecond; at a resolution of the kernel's tick.
 ///
@@ -84,7 +94,9 @@ struct RawInfo {
     sizes: [u32; 2],
     rtt: u32,
     windows: [u32; 8],
-    pacing_and_bytes: [u64; 4],
+    pacing: [u64; 2],
+    bytes_acked: u64,
+    bytes_received: u64,
     counts: [u32; 3],
     min_rtt: u32,
     data_segments: [u32; 2],
@@ -134,6 +146,7 @@ mod tests {
         assert_eq!(offset_of!(RawInfo, snd_mss), offset_of!(libc::tcp_info, tcpi_snd_mss));
         assert_eq!(offset_of!(RawInfo, unacked), offset_of!(libc::tcp_info, tcpi_unacked));
         assert_eq!(offset_of!(RawInfo, rtt), offset_of!(libc::tcp_info, tcpi_rtt));
+        assert_eq!(offset_of!(RawInfo, bytes_acked), 120);
         assert_eq!(offset_of!(RawInfo, min_rtt), 148);
         assert_eq!(offset_of!(RawInfo, busy_time), 168);
         assert_eq!(offset_of!(RawInfo, snd_wnd), 228);
@@ -191,6 +204,7 @@ mod tests {
         assert!(before >= Duration::from_millis(250), "{before:?}");
         near.write_all(b"x").unwrap();
         far.read_exact(&mut [0]).unwrap();
+        assert_eq!(bytes_moved(&far).unwrap(), 1);
         assert!(since_last_sign(&far).unwrap() < before, "{before:?}");
         std::thread::sleep(Duration::from_millis(300));
         // The other process does nothing about it; its kernel answers.

@@ -34,6 +34,7 @@ pub(crate) async fn receive_lane(lane: Lane, opener: Opener) -> Result<(), LaneE
     let result = receiving.run().await;
     // Writes that are in flight own their buffers; they are waited for whatever happened.
     receiving.writes.drain(&receiving.lane).await;
+    receiving.lane.state.enter(Stage::Idle, receiving.lane.shared.now());
     if result.is_ok() {
         receiving.lane.state.closed.store(true, Relaxed);
     }

@@ -2,10 +2,9 @@
 
 use escp_engine::{Host, LaneSource, spawn};
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileReport, FileSpec,
-    JobOptions, Lane, Listen, Secret, SessionId, Side,
+    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileSpec, JobOptions, Lane,
+    Listen, Secret, SessionId, Side,
 };
-use std::collections::HashMap;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -66,19 +65,6 @@ pub(crate) async fn open_at(
     receiver.commands.send(Command::AddFiles(files)).await.unwrap();
     receiver.commands.send(Command::Message(b"ready".to_vec())).await.unwrap();
     while !matches!(next(sender).await, Event::Message(_)) {}
-}
-
-/// Gathers the reports on `count` files.
-pub(crate) async fn reports(engine: &mut EngineHandle, count: usize) -> HashMap<u64, FileReport> {
-    let mut all = HashMap::new();
-    while all.len() < count {
-        match next(engine).await {
-            Event::Files(files) => all.extend(files.into_iter().map(|file| (file.number, file))),
-            Event::Failed(failure) => panic!("{failure:?}"),
-            _ => {}
-        }
-    }
-    all
 }
 
 pub(crate) fn open_read(path: &Path, direct: bool) -> Arc<OwnedFd> {
