@@ -56,6 +56,7 @@ fn embedded() -> EngineHandle {
         lanes: LaneSource::Own,
         counters: None,
         daemon: false,
+        memory: None,
         pace: None,
         placed: None,
     })

@@ -206,7 +206,8 @@ fn job(args: &Args, config: &Config, kinds: &Kinds, ends: Ends) -> Result<NearJo
     let cores =
         if cpus.is_empty() { thread::available_parallelism().map_or(1, usize::from) } else { cpus.len() };
     let (streams, streams_on_one_machine) = streams(speed.parallel, config.streams, cores)?;
-    let block_size = block_size(speed.blocksize.as_deref())?.unwrap_or(config.block_size);
+    let block_size = block_size(speed.blocksize.as_deref())?
+        .unwrap_or_else(|| config.limits.block_size(streams, config.block_size));
     let depth = match speed.depth {
         Some(depth) if !(2..=64).contains(&depth) => return Err(format!("--depth {depth}: 2 to 64")),
         Some(depth) => depth,

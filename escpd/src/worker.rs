@@ -84,6 +84,7 @@ async fn session(channel: OwnedFd) -> io::Result<()> {
         lanes: LaneSource::Routed { ports: start.ports.clone(), register, lanes },
         counters: Some(Arc::clone(&page)),
         daemon: true,
+        memory: Some(start.memory),
         pace: Some(pace),
         placed: Some(placed),
     });

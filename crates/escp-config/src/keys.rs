@@ -218,7 +218,8 @@ pub static KEYS: &[Key] = &[
         reader: Reader::Both,
         applies: Applies::AtOnce,
         meaning: "Buffer memory of one session, in escpd or in an engine of escp's own. A transfer that asks for \
-                  more gets fewer blocks in flight. LimitMEMLOCK of the unit should hold this for all \
+                  more gets fewer blocks in flight, and smaller ones unless it names their size; escpd refuses one \
+                  of which not even two blocks per stream fit. LimitMEMLOCK of the unit should hold this for all \
                   sessions together.",
         set: |c, v| assign(&mut c.limits.memory_per_session, size(v, (16 << 20)..=(64 << 30))),
         get: |c| format_size(c.limits.memory_per_session),

@@ -218,6 +218,19 @@ impl Limits {
         let fits = u16::try_from(self.memory_per_session / per_step).unwrap_or(u16::MAX);
         wanted.min(fits).max(2)
     }
+
+    /// The block size of a session that leaves the choice to this host: `wanted`, or halved until two blocks per stream
+    /// fit into `memory_per_session`, or the smallest there is.
+    #[must_use]
+    pub fn block_size(&self, streams: u16, wanted: u32) -> u32 {
+        let mut block_size = wanted;
+        while 2 * u64::from(streams) * u64::from(block_size) > self.memory_per_session
+            && block_size > MIN_BLOCK_SIZE
+        {
+            block_size = (block_size / 2).next_multiple_of(4096).max(MIN_BLOCK_SIZE);
+        }
+        block_size
+    }
 }
 
 /// One key that differs between two configurations.
@@ -288,6 +301,17 @@ mod tests {
         assert_eq!(limits.depth(32, 1 << 20, 16), 8);
         assert_eq!(limits.depth(256, 8 << 20, 64), 2);
         assert_eq!(limits.depth(0, 0, 64), 64);
+    }
+
+    #[test]
+    fn blocks_shrink_until_many_streams_fit() {
+        let limits = Config::default().limits;
+        assert_eq!(limits.block_size(4, 2 << 20), 2 << 20);
+        assert_eq!(limits.block_size(64, 2 << 20), 2 << 20);
+        assert_eq!(limits.block_size(65, 2 << 20), 1 << 20);
+        assert_eq!(limits.block_size(256, 2 << 20), 512 << 10);
+        let least = Limits { memory_per_session: 16 << 20, ..limits };
+        assert_eq!(least.block_size(256, 2 << 20), MIN_BLOCK_SIZE);
     }
 
     #[test]

@@ -33,6 +33,28 @@ pub(crate) fn check_options(options: &JobOptions) -> Result<(), Failure> {
     Err(Failure { fault: Fault::Local, text: wrong })
 }
 
+/// Checks that a job's blocks in flight fit into a session's memory. Both sides have to agree about streams and block
+/// size, so that a host that allows less can only refuse; of blocks in flight there are as many as fit.
+pub(crate) fn check_memory(options: &JobOptions, memory: Option<u64>) -> Result<(), Failure> {
+    const MIB: u64 = 1 << 20;
+    let need = u64::from(options.streams) * u64::from(options.depth) * u64::from(options.block_size);
+    match memory {
+        Some(memory) if need > memory => {
+            let text = format!(
+                "{} data connections with {} blocks of {} KiB each take {} MiB, and limits.memory_per_session of \
+                 escpd allows {} MiB: ask for fewer connections (-t) or smaller blocks (--blocksize)",
+                options.streams,
+                options.depth,
+                options.block_size / 1024,
+                need.div_ceil(MIB),
+                memory / MIB
+            );
+            Err(Failure { fault: Fault::Local, text })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes files over. One that cannot be is reported; the rest go on.
 pub(crate) fn add_files(shared: &Arc<Shared>, files: Vec<(FileSpec, Option<Arc<OwnedFd>>)>) {
     if files.len() > MAX_BATCH {
@@ -126,6 +148,24 @@ pub(crate) fn drop_files(shared: &Shared, numbers: &[u64]) {
             if file.settle_now() {
                 shared.hand_on(vec![file]);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use escp_engine_api::{Secret, SessionId, Side};
+
+    #[test]
+    fn a_job_beyond_the_memory_of_a_session_is_refused_with_the_limit() {
+        let usual = JobOptions::new(SessionId([1; 16]), Secret([2; 32]), Side::Near, Direction::Send);
+        let job = |streams, block_size| JobOptions { streams, block_size, depth: 2, ..usual.clone() };
+        assert!(check_memory(&job(256, 8 << 20), None).is_ok());
+        assert!(check_memory(&job(64, 2 << 20), Some(256 << 20)).is_ok());
+        let refused = check_memory(&job(256, 8 << 20), Some(256 << 20)).unwrap_err();
+        for part in ["4096 MiB", "memory_per_session", "256 MiB", "-t", "--blocksize"] {
+            assert!(refused.text.contains(part), "{part} is not in {refused}");
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct Host {
     pub counters: Option<Arc<CounterPage>>,
     /// The host is escpd.
     pub daemon: bool,
+    /// Bytes of buffers that a session's blocks in flight may take (`limits.memory_per_session`); `None`: what it
+    /// asks for. One that cannot work within them is refused.
+    pub memory: Option<u64>,
     /// A rate shared with other sessions, beside the job's own.
     pub pace: Option<Pace>,
     /// Who wants to know where the session's data threads run; told once, with the first data lane.

@@ -103,6 +103,7 @@ enum Over {
 impl Session {
     async fn open(options: JobOptions, host: Host, port: &EnginePort) -> Result<(Self, Queues), Failure> {
         intake::check_options(&options)?;
+        intake::check_memory(&options, host.memory)?;
         way::check_congestion(options.congestion.as_deref())?;
         let (kind, kind_reason) = resolve(options.kind);
         let local = |what: &str, error: std::io::Error| Failure {

@@ -91,8 +91,14 @@ async fn next(engine: &mut EngineHandle) -> Option<Event> {
 }
 
 async fn stage() -> Stage {
-    let mut engine =
-        spawn(Host { lanes: LaneSource::Own, counters: None, daemon: false, pace: None, placed: None });
+    let mut engine = spawn(Host {
+        lanes: LaneSource::Own,
+        counters: None,
+        daemon: false,
+        memory: None,
+        pace: None,
+        placed: None,
+    });
     let options = JobOptions {
         listen: Some(Listen { first_port: 0, last_port: 0 }),
         streams: 1,

@@ -3,7 +3,7 @@
 use crate::harness::{
     DAEMON_UID, Daemon, OTHER_UID, is_root, next, open, options, powerless, reachable, until,
 };
-use escp_engine_api::{Command, Direction, EngineKind, Listen, Side};
+use escp_engine_api::{Command, Direction, EngineKind, Event, Listen, Side};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -34,6 +34,21 @@ async fn the_daemon_has_as_many_sessions_as_configured() {
     let _first = daemon.far(1, Direction::Receive, EngineKind::Uring).await;
     let refused = escp_ipc::connect(&daemon.socket).await.unwrap_err().to_string();
     assert_eq!(refused, "escpd has 1 sessions, as many as it may (limits.sessions)");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_does_not_fit_into_a_sessions_memory_is_refused_with_the_limit() {
+    let daemon = Daemon::start("limits:\n  memory_per_session: 16M\n");
+    let mut engine = escp_ipc::connect(&daemon.socket).await.unwrap();
+    let mut options = options(1, Side::Near, Direction::Send, EngineKind::Uring);
+    (options.streams, options.block_size, options.depth) = (64, 8 << 20, 4);
+    engine.commands.send(Command::Open(Box::new(options))).await.unwrap();
+    let Event::Failed(failure) = next(&mut engine).await else { panic!("not refused") };
+    for part in
+        ["64 data connections with 2 blocks of 8192 KiB", "1024 MiB", "limits.memory_per_session", "16 MiB"]
+    {
+        assert!(failure.text.contains(part), "{part} is not in {failure}");
+    }
 }
 
 /// Opens a session of a given id and returns what is said about it.

@@ -24,7 +24,7 @@ pub(crate) fn options(side: Side, direction: Direction, kind: EngineKind) -> Job
 }
 
 fn host() -> Host {
-    Host { lanes: LaneSource::Own, counters: None, daemon: false, pace: None, placed: None }
+    Host { lanes: LaneSource::Own, counters: None, daemon: false, memory: None, pace: None, placed: None }
 }
 
 pub(crate) async fn next(engine: &mut EngineHandle) -> Event {
