@@ -103,6 +103,13 @@ impl Shared {
         HEADER_LEN + self.options.block_size as usize
     }
 
+    /// Counts bytes of files that were read or written, where there are files.
+    pub(crate) fn count_disk(&self, counter: Counter, bytes: u64) {
+        if self.kind != EngineKind::Dummy {
+            self.meter.add(counter, bytes);
+        }
+    }
+
     /// Ends the session; the first reason stays.
     pub(crate) fn fail(&self, fault: Fault, text: impl Into<String>) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,8 +5,8 @@
 mod pair;
 
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileCheck, FileReport, FileSpec,
-    JobOptions, Side, Stage, Summary,
+    Command, Counters, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileCheck, FileReport,
+    FileSpec, JobOptions, Side, Stage, Summary,
 };
 use pair::{BLOCK, connect, next, open_at, open_read, open_write, options, spec, whole};
 use std::collections::HashMap;
@@ -37,6 +37,31 @@ async fn reports(engine: &mut EngineHandle, count: usize) -> HashMap<u64, FileRe
         }
     }
     all
+}
+
+/// Ends a session; returns each side's totals, and what it noted.
+async fn finish(
+    sender: &mut EngineHandle,
+    receiver: &mut EngineHandle,
+    files: u64,
+) -> [(Counters, Vec<String>); 2] {
+    let summary = Summary { files, list_hash: [1; 32] };
+    for engine in [&*sender, &*receiver] {
+        engine.commands.send(Command::Finish(summary)).await.unwrap();
+    }
+    [ended(sender).await, ended(receiver).await]
+}
+
+async fn ended(engine: &mut EngineHandle) -> (Counters, Vec<String>) {
+    let mut notes = Vec::new();
+    loop {
+        match next(engine).await {
+            Event::Note(note) => notes.push(note),
+            Event::Ended { counters, .. } => return (counters, notes),
+            Event::Failed(failure) => panic!("{failure:?}"),
+            _ => {}
+        }
+    }
 }
 
 async fn last(engine: &mut EngineHandle) -> Event {
@@ -152,6 +177,9 @@ async fn dummy_moves_without_files() {
     sender.commands.send(Command::AddFiles(vec![(spec(1, size), None)])).await.unwrap();
     sender.commands.send(Command::Schedule(vec![whole(1, size)])).await.unwrap();
     assert_eq!(reports(&mut sender, 1).await, reports(&mut receiver, 1).await);
+    for (counters, _) in finish(&mut sender, &mut receiver, 1).await {
+        assert_eq!((counters.bytes_disk, counters.bytes_compressed), (0, size));
+    }
 }
 
 #[tokio::test]

@@ -256,7 +256,7 @@ impl Receiving {
                     }
                 }
             }
-            shared.meter.add(Counter::BytesDiskWritten, written);
+            shared.count_disk(Counter::BytesDiskWritten, written);
             if file.end(written) {
                 over.push(file);
             }

@@ -204,7 +204,7 @@ impl Sending {
     ) -> Option<Record> {
         let lane = &self.lane;
         let buf = finish_read(lane, file, offset, length as usize, read).await?;
-        lane.shared.meter.add(Counter::BytesDiskRead, length.into());
+        lane.shared.count_disk(Counter::BytesDiskRead, length.into());
         let data = &buf.bytes()[BODY..BODY + length as usize];
         let check = if lane.shared.options.checksum { check::crc(data) } else { 0 };
         self.claim(file, offset, length.into(), Some(check));
@@ -254,7 +254,7 @@ impl Sending {
         if packed.is_empty() {
             return None;
         }
-        lane.shared.meter.add(Counter::BytesDiskRead, end as u64);
+        lane.shared.count_disk(Counter::BytesDiskRead, end as u64);
         // Files that failed left room between the headers and the data.
         let used = packed.len() * HEADER_LEN;
         if used < reserved {

@@ -98,7 +98,7 @@ impl Writes {
         }
         if let Some(Pending::Write(write)) = self.queue.pop_front() {
             let written = if write.file.is_failed() { 0 } else { write.length as u64 };
-            lane.shared.meter.add(Counter::BytesDiskWritten, written);
+            lane.shared.count_disk(Counter::BytesDiskWritten, written);
             if write.file.end(written) {
                 lane.shared.hand_on(vec![write.file]);
             }
