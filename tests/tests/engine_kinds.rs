@@ -144,14 +144,16 @@ fn where_io_uring_is_refused_plain_calls_are_chosen_and_said() -> Checked {
     Ok(())
 }
 
-/// Peaks of "stream N: up to X disk and Y network operations outstanding" in what was said, far side included.
-fn peaks(said: &str) -> Vec<(u32, u32)> {
+/// What the lines "stream N: up to X disk operations outstanding, Y of them beside one on the network; Z on registered
+/// buffers" say, far side included: X, Y, Z.
+fn peaks(said: &str) -> Vec<[u32; 3]> {
     said.lines()
         .filter_map(|line| {
             let (_, rest) = line.split_once(": up to ")?;
-            let (disk, rest) = rest.split_once(" disk and ")?;
-            let (network, _) = rest.split_once(" network operations outstanding")?;
-            Some((disk.parse().ok()?, network.parse().ok()?))
+            let (disk, rest) = rest.split_once(" disk operations outstanding, ")?;
+            let (beside, rest) = rest.split_once(" of them beside one on the network; ")?;
+            let (fixed, _) = rest.split_once(" on registered buffers")?;
+            Some([disk.parse().ok()?, beside.parse().ok()?, fixed.parse().ok()?])
         })
         .collect()
 }
@@ -165,8 +167,25 @@ fn each_stream_keeps_disk_and_network_busy_at_once() -> Checked {
         let outcome = way.escp(&disks.world, &flags, &["disk/big"], "disk/copy").succeed()?;
         let peaks = peaks(&outcome.stderr);
         ensure!(peaks.len() == 4, "not two streams of two hosts: {peaks:?}\n{}", outcome.told());
-        let busy = peaks.iter().all(|&(disk, network)| disk >= 2 && network >= 1);
-        ensure!(busy, "{peaks:?}\n{}", outcome.told());
+        // At least two on the disk while one is on the network.
+        ensure!(peaks.iter().all(|&[_, beside, _]| beside >= 2), "{peaks:?}\n{}", outcome.told());
+    }
+    Ok(())
+}
+
+#[test]
+fn buffers_are_registered_where_they_may_be_and_a_refusal_costs_nothing_but_time() -> Checked {
+    need_root!();
+    for (limit, registered) in [("--memlock=8388608:8388608", true), ("--memlock=65536:65536", false)] {
+        let disks = disks(Plan::default(), Way::Up, 32 * tree::MIB)?;
+        let world = &disks.world;
+        let flags = ["-v", "-t", "1", "--blocksize", "256K", "--ioengine", "uring"];
+        let copy = ("disk/big", "disk/copy");
+        let outcome = parts::both_behind(world, Way::Up, ("prlimit", &[limit]), &flags, copy)?.succeed()?;
+        compare::same_sha256(&world.near.join("disk/big"), &world.far.join("disk/copy"))?;
+        let peaks = peaks(&outcome.stderr);
+        let as_due = peaks.iter().all(|&[_, _, fixed]| (fixed > 0) == registered);
+        ensure!(peaks.len() == 2 && as_due, "{limit}: {peaks:?}\n{}", outcome.told());
     }
     Ok(())
 }

@@ -144,6 +144,12 @@ impl Pool {
         *registration = Some(Registration::begin((0..slots).map(|slot| self.inner.slot(slot)))?);
         Ok(())
     }
+
+    /// Whether slots are registered.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.inner.registration.borrow().is_some()
+    }
 }
 
 impl Inner {

@@ -348,9 +348,12 @@ impl Session {
 
     async fn note_depths(&self) {
         for lane in self.shared.lanes() {
-            let (disk, net) = (lane.peak_disk.load(Relaxed), lane.peak_net.load(Relaxed));
-            let stream = lane.stream;
-            let text = format!("stream {stream}: up to {disk} disk and {net} network operations outstanding");
+            let (disk, beside) = (lane.peak_disk.load(Relaxed), lane.peak_beside.load(Relaxed));
+            let (stream, fixed) = (lane.stream, lane.fixed.load(Relaxed));
+            let text = format!(
+                "stream {stream}: up to {disk} disk operations outstanding, {beside} of them beside one on the \
+                 network; {fixed} on registered buffers"
+            );
             self.emit(Event::Note(text)).await;
         }
     }

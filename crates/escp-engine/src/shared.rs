@@ -58,9 +58,12 @@ pub(crate) struct LaneState {
     stage: AtomicU8,
     /// Closed by both sides' agreement.
     pub(crate) closed: AtomicBool,
-    /// Most disk and network operations that were in flight at once.
+    /// Most disk operations that were in flight at once.
     pub(crate) peak_disk: AtomicU32,
-    pub(crate) peak_net: AtomicU32,
+    /// Most disk operations that were in flight when one on the network began.
+    pub(crate) peak_beside: AtomicU32,
+    /// Disk operations on registered buffers.
+    pub(crate) fixed: AtomicU64,
 }
 
 const STAGES: [Stage; 5] = [Stage::Idle, Stage::Read, Stage::Send, Stage::Receive, Stage::Write];
@@ -155,7 +158,8 @@ impl Shared {
             stage: AtomicU8::new(0),
             closed: AtomicBool::new(false),
             peak_disk: AtomicU32::new(0),
-            peak_net: AtomicU32::new(0),
+            peak_beside: AtomicU32::new(0),
+            fixed: AtomicU64::new(0),
         });
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&lane));
         lane
@@ -184,6 +188,16 @@ impl Shared {
 }
 
 impl LaneState {
+    /// Notes that so many disk operations are in flight.
+    pub(crate) fn disk_busy(&self, operations: usize) {
+        self.peak_disk.fetch_max(u32::try_from(operations).unwrap_or(u32::MAX), Relaxed);
+    }
+
+    /// Notes that an operation on the network begins beside so many on disks.
+    pub(crate) fn network_beside(&self, operations: usize) {
+        self.peak_beside.fetch_max(u32::try_from(operations).unwrap_or(u32::MAX), Relaxed);
+    }
+
     pub(crate) fn enter(&self, stage: Stage, now: u64) {
         let index = STAGES.iter().position(|&known| known == stage).unwrap_or(0);
         self.stage.store(u8::try_from(index).unwrap_or(0), Relaxed);

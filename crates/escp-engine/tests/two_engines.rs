@@ -183,6 +183,32 @@ async fn dummy_moves_without_files() {
 }
 
 #[tokio::test]
+async fn a_long_copy_uses_registered_buffers_and_overlaps_disk_and_network() {
+    let directory = disk();
+    let size = 256 * u64::from(BLOCK);
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    std::fs::write(&source, bytes(usize::try_from(size).unwrap(), 11)).unwrap();
+    let one = |side, direction| JobOptions { streams: 1, ..options(side, direction, EngineKind::Uring) };
+    let (mut sender, mut receiver) =
+        connect(one(Side::Near, Direction::Send), one(Side::Far, Direction::Receive)).await;
+    let file = FileSpec { direct_alignment: 4096, ..spec(1, size) };
+    open_at(&receiver, &mut sender, vec![(file, Some(open_write(&target, true)))]).await;
+    sender.commands.send(Command::AddFiles(vec![(file, Some(open_read(&source, true)))])).await.unwrap();
+    sender.commands.send(Command::Schedule(vec![whole(1, size)])).await.unwrap();
+    assert_eq!(reports(&mut sender, 1).await, reports(&mut receiver, 1).await);
+    for (_, notes) in finish(&mut sender, &mut receiver, 1).await {
+        let peaks = notes.iter().find(|note| note.starts_with("stream 1: ")).expect("peaks");
+        let numbers: Vec<u64> =
+            peaks.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+        let [1, disk, beside, fixed] = numbers[..] else { panic!("{peaks}") };
+        assert!(disk >= 2 && beside >= 2 && beside <= disk, "{peaks}");
+        // From the 65th block on, but for those that were in flight then.
+        assert!((128..=192).contains(&fixed), "{peaks}");
+    }
+    assert!(std::fs::read(&source).unwrap() == std::fs::read(&target).unwrap());
+}
+
+#[tokio::test]
 async fn holes_travel_as_headers_and_stay_holes() {
     let directory = disk();
     let size = 64 * u64::from(BLOCK);

@@ -14,10 +14,11 @@ pub(crate) use receive::receive_lane;
 pub(crate) use send::send_lane;
 
 use crate::adapt::Adapt;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskOp};
+use crate::files::File;
 use crate::net::Socket;
 use crate::shared::{LaneState, Shared};
-use escp_buf::{BODY, Pool};
+use escp_buf::{BODY, Buf, Pool};
 use escp_crypto::CryptoError;
 use escp_engine_api::Fault;
 use escp_proto::ProtocolError;
@@ -25,8 +26,10 @@ use escp_proto::block::HEADER_LEN;
 use escp_proto::record::IV_LEN;
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Where a record's IV starts in a slot: its payload (block header, data) follows, with the data at [`BODY`].
 pub(crate) const RECORD: usize = BODY - HEADER_LEN - IV_LEN;
@@ -37,8 +40,9 @@ pub(crate) const PAYLOAD: usize = RECORD + IV_LEN;
 /// streams, so no stream ever waits for another's slots.
 pub(crate) const SLOTS_BESIDE_DEPTH: usize = 3;
 /// Blocks after which a thread registers the slots it used with its ring. Pinning 64 MiB costs 40 to 60 ms,
-/// which a transfer of a few blocks would never earn back.
-pub(crate) const REGISTER_AFTER: u64 = 64;
+/// which a transfer of a few blocks would never earn back. Where the kernel refuses (the limit of locked memory, or what
+/// a finished process is still charged for), it is asked again at four times as many, and so on.
+const REGISTER_AT: [u64; 5] = [1 << 6, 1 << 8, 1 << 10, 1 << 12, 1 << 14];
 
 /// A data lane on its thread.
 pub(crate) struct Lane {
@@ -98,13 +102,34 @@ impl From<CryptoError> for LaneError {
 }
 
 impl Lane {
+    /// As [`Disk::read`].
+    fn read(&self, file: &Arc<File>, buf: Buf, range: Range<usize>, offset: u64) -> DiskOp {
+        let fixed = buf.registered().is_some();
+        self.count_fixed(fixed, self.disk.read(file, buf, range, offset))
+    }
+
+    /// As [`Disk::write`].
+    fn write(&self, file: &Arc<File>, buf: Buf, range: Range<usize>, offset: u64) -> DiskOp {
+        let fixed = buf.registered().is_some();
+        self.count_fixed(fixed, self.disk.write(file, buf, range, offset))
+    }
+
+    fn count_fixed(&self, fixed: bool, op: DiskOp) -> DiskOp {
+        if fixed && matches!(op, DiskOp::Ring(_)) {
+            self.state.fixed.fetch_add(1, Relaxed);
+        }
+        op
+    }
+
     /// Registers the pool's slots once the lane has moved enough to earn it back. A refusal (the limit of
     /// locked memory) only means that the kernel pins pages per operation.
     ///
     /// Only blocks earn it: small files never meet the ring, and pinning would fill every slot they use to its end.
     fn register_when_worth_it(&self) {
         self.blocks.update(|blocks| blocks + 1);
-        if self.blocks.get() == REGISTER_AFTER
+        let blocks = self.blocks.get();
+        let due = blocks == REGISTER_AT[0] || (REGISTER_AT.contains(&blocks) && !self.pool.is_registered());
+        if due
             && matches!(self.socket, Socket::Uring(_))
             && let Err(error) = self.pool.register()
         {

@@ -75,7 +75,7 @@ impl Receiving {
     async fn receive(&mut self, buf: Buf) -> Result<(Iv, Buf), LaneError> {
         let (shared, state) = (&self.lane.shared, &self.lane.state);
         state.enter(self.waits_for(), shared.now());
-        state.peak_net.fetch_max(1, Relaxed);
+        state.network_beside(self.writes.in_flight());
         let socket = self.lane.socket.clone();
         let max = shared.max_file_payload();
         let record = async {

@@ -111,10 +111,14 @@ impl Sending {
                 return false;
             };
             self.window.push_back(self.stage(work, buf));
-            let reading = self.window.iter().filter(|staged| !staged.is_done_at_once()).count();
-            self.lane.state.peak_disk.fetch_max(u32::try_from(reading).unwrap_or(u32::MAX), Relaxed);
+            self.lane.state.disk_busy(self.reading());
         }
         false
+    }
+
+    /// Reads in flight.
+    fn reading(&self) -> usize {
+        self.window.iter().filter(|staged| !staged.is_done_at_once()).count()
     }
 
     fn stage(&self, work: Work, buf: Buf) -> Staged {
@@ -124,7 +128,7 @@ impl Sending {
             Work::Block { file, offset, length } => {
                 self.lane.pool.prefer_huge_pages();
                 let want = padded(length as usize, file.alignment()).min(buf.body_len());
-                let read = self.lane.disk.read(&file, buf, BODY..BODY + want, offset);
+                let read = self.lane.read(&file, buf, BODY..BODY + want, offset);
                 Staged::Block { file, offset, length, read }
             }
             Work::Hole { file, offset, length } => Staged::Hole { file, offset, length, buf },
@@ -361,7 +365,7 @@ impl Sending {
         buf.bytes_mut()[payload.end..record.end].copy_from_slice(&tag);
         let (shared, state) = (&self.lane.shared, &self.lane.state);
         state.enter(Stage::Send, shared.now());
-        state.peak_net.fetch_max(1, Relaxed);
+        state.network_beside(self.reading());
         let wire_len = record.len() as u64;
         let (result, _buf) = self.lane.socket.send(buf, record).await;
         result.map_err(|error| LaneError::network("sending", &error))?;

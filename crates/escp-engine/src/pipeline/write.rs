@@ -66,9 +66,13 @@ impl Writes {
         buf.bytes_mut()[BODY + length..BODY + padded].fill(0);
         let op = submit(lane, &file, buf, offset, length, 0);
         self.queue.push_back(Pending::Write(Write { file, offset, length, put: 0, op }));
+        lane.state.disk_busy(self.in_flight());
+    }
+
+    /// Writes in flight.
+    pub(super) fn in_flight(&self) -> usize {
         let in_flight = |p: &&Pending| matches!(p, Pending::Write(Write { op: DiskOp::Ring(_), .. }));
-        let writing = self.queue.iter().filter(in_flight).count();
-        lane.state.peak_disk.fetch_max(u32::try_from(writing).unwrap_or(u32::MAX), Relaxed);
+        self.queue.iter().filter(in_flight).count()
     }
 
     /// Waits until there is room for one more; what is through already (memory, plain calls) is let go of
@@ -118,7 +122,7 @@ impl Writes {
 /// Submits what is left of a block from `from` on, padded where the file is O_DIRECT.
 fn submit(lane: &Lane, file: &Arc<File>, buf: Buf, offset: u64, length: usize, from: usize) -> DiskOp {
     let padded = padded(length - from, file.alignment());
-    lane.disk.write(file, buf, BODY + from..BODY + from + padded, offset + from as u64)
+    lane.write(file, buf, BODY + from..BODY + from + padded, offset + from as u64)
 }
 
 /// Looks at a write's result. Returns the buffer to go on with, unless it is through or failed.
