@@ -152,6 +152,39 @@ fn errors_and_strangers_are_counted() -> Checked {
 }
 
 #[test]
+fn files_that_a_file_system_refuses_o_direct_are_counted() -> Checked {
+    need_root!();
+    // ext4 has no O_DIRECT for files whose data goes through its journal.
+    for (kind, options, refused) in
+        [(Kind::Ext4, "", 0), (Kind::Ext4, "data=journal", 2), (Kind::Tmpfs, "", 0)]
+    {
+        let mut world = World::start(Host::Daemon, Host::Daemon)?;
+        let _near = Mount::new(kind, &world.near.join("fs"), 96, &world.users.near, options)?;
+        let _far = Mount::new(kind, &world.far.join("fs"), 96, &world.users.far, options)?;
+        let source = world.near.join("fs/tree");
+        std::fs::create_dir(&source)?;
+        tree::many(&source, 30, 40)?;
+        for name in ["one", "two"] {
+            tree::file(&source.join(name), 3 * tree::MIB + 5, 1)?;
+        }
+        settle(&world)?;
+        Way::Up.escp(&world, &["-r"], &["fs/tree"], "fs/copy").succeed()?;
+        compare::same(&source, &world.far.join("fs/copy"))?;
+        for (gauge, result) in gauges(&world)?.into_iter().zip(["sent", "received"]) {
+            gauge.becomes("escp_files_total", &format!("result=\"{result}\""), 32)?;
+            gauge.becomes("escp_direct_fallbacks_total", "", refused)?;
+        }
+        // Once for all of a session's files.
+        for daemon in [&mut world.near_daemon, &mut world.far_daemon].into_iter().flatten() {
+            let log = daemon.log()?;
+            let said = log.lines().filter(|line| line.contains("O_DIRECT is refused")).count();
+            ensure!(said == usize::from(refused > 0), "said {said} times\n{log}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn promtool_accepts_the_metrics_of_a_daemon_that_has_worked() -> Checked {
     need_root!();
     let Ok(promtool) = program("promtool") else { skip!("promtool (package prometheus) is not installed") };

@@ -33,17 +33,21 @@ impl Memory {
 }
 
 /// Sets or clears O_DIRECT, and clears O_NONBLOCK: the only flags of an open file that these agents use and
-/// the kernel lets change. Answers the alignment that O_DIRECT then asks for; 0 when
-/// the file is not O_DIRECT, because it was not `wanted` or because its file system refuses it.
+/// the kernel lets change. Answers the alignment that O_DIRECT asks for, 0 when it is not `wanted`. Where the file system
+/// refuses it, the file has an alignment and no O_DIRECT: so the engine sees that it has to fall back, and counts it.
 pub(crate) fn set_direct(file: BorrowedFd<'_>, wanted: bool, stat: &Statx) -> Result<u32, Errno> {
+    if !wanted {
+        fcntl_setfl(file, OFlags::empty())?;
+        return Ok(0);
+    }
     let alignment = match stat.stx_mask & StatxFlags::DIOALIGN.bits() {
         0 => USUAL_ALIGNMENT,
         // Zero: the file does not support it.
         _ => stat.stx_dio_offset_align,
     };
-    if wanted && alignment.is_power_of_two() && fcntl_setfl(file, OFlags::DIRECT).is_ok() {
+    if alignment.is_power_of_two() && fcntl_setfl(file, OFlags::DIRECT).is_ok() {
         return Ok(alignment);
     }
     fcntl_setfl(file, OFlags::empty())?;
-    Ok(0)
+    Ok(USUAL_ALIGNMENT)
 }

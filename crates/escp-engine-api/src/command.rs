@@ -65,8 +65,8 @@ pub struct FileSpec {
     pub number: u64,
     /// The file's size in bytes, as announced by the sender. The engine never asks the file.
     pub size: u64,
-    /// Alignment in bytes of O_DIRECT offsets and lengths (`stx_dio_offset_align`, statx(2)); 0 when the
-    /// descriptor is not O_DIRECT.
+    /// Alignment in bytes of O_DIRECT offsets and lengths (`stx_dio_offset_align`, statx(2)); 0 when O_DIRECT is not
+    /// wanted. A descriptor without O_DIRECT beside an alignment means that its file system refuses it.
     pub direct_alignment: u32,
     /// The file lives in memory (tmpfs, ramfs): io_uring would only hand over to a kernel thread.
     pub in_memory: bool,

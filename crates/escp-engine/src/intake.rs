@@ -63,20 +63,19 @@ pub(crate) fn add_files(shared: &Arc<Shared>, files: Vec<(FileSpec, Option<Arc<O
     }
     let mut over = Vec::new();
     for (spec, descriptor) in files {
-        let refused = refusal(shared, &spec, descriptor.as_deref());
+        let accepted = accept(shared, &spec, descriptor.as_deref());
         let file = Arc::new(File::new(spec, descriptor));
         if !shared.files.add(&file) {
             shared.fail(Fault::Local, format!("file number {} came twice", spec.number));
             return;
         }
-        if let Some(text) = refused {
-            shared.meter.add(Counter::ErrorsDisk, 1);
-            file.fail(Stage::Accept, 0, text);
-        } else if !direct_fits(shared, &spec) {
-            // Falls back before the first operation.
-            if let Err(error) = file.clear_direct() {
-                file.fail_os(Stage::Accept, &error);
+        match accepted {
+            Err(text) => {
+                shared.meter.add(Counter::ErrorsDisk, 1);
+                file.fail(Stage::Accept, 0, text);
             }
+            Ok(direct) if !direct || !direct_fits(shared, &spec) => shared.fall_back(&file),
+            Ok(_) => {}
         }
         if file.settle_now() {
             over.push(file);
@@ -85,24 +84,24 @@ pub(crate) fn add_files(shared: &Arc<Shared>, files: Vec<(FileSpec, Option<Arc<O
     shared.hand_on(over);
 }
 
-/// Why a file cannot be taken over.
-fn refusal(shared: &Shared, spec: &FileSpec, descriptor: Option<&OwnedFd>) -> Option<String> {
+/// Whether a file is O_DIRECT if it wants to be, or why it cannot be taken over.
+fn accept(shared: &Shared, spec: &FileSpec, descriptor: Option<&OwnedFd>) -> Result<bool, String> {
     if spec.size > MAX_FILE_SIZE {
-        return Some(format!("{} bytes is more than a file can have", spec.size));
+        return Err(format!("{} bytes is more than a file can have", spec.size));
     }
     let access = match shared.options.direction {
         Direction::Send => Access::Read,
         Direction::Receive => Access::Write,
     };
     match (descriptor, shared.kind) {
-        (_, EngineKind::Dummy) => None,
-        (None, _) => Some("it came without a descriptor".into()),
+        (_, EngineKind::Dummy) => Ok(true),
+        (None, _) => Err("it came without a descriptor".into()),
         (Some(descriptor), _) => match passed::check(descriptor, access) {
-            Ok(direct) if direct != (spec.direct_alignment != 0) => {
-                Some("its descriptor and its description disagree about O_DIRECT".into())
+            Ok(true) if spec.direct_alignment == 0 => {
+                Err("it is O_DIRECT, and its alignment is not told".into())
             }
-            Ok(_) => None,
-            Err(refused) => Some(refused.to_string()),
+            Ok(direct) => Ok(direct || spec.direct_alignment == 0),
+            Err(refused) => Err(refused.to_string()),
         },
     }
 }

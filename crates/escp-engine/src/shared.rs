@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) settling: AtomicU32,
     /// Woken when the session fails.
     pub(crate) failing: Notify,
+    /// A file fell back from O_DIRECT, and that was said.
+    fell_back: AtomicBool,
     started: Instant,
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
@@ -88,6 +90,7 @@ impl Shared {
             over,
             settling: AtomicU32::new(0),
             failing: Notify::new(),
+            fell_back: AtomicBool::new(false),
             started: Instant::now(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -110,6 +113,24 @@ impl Shared {
     pub(crate) fn count_disk(&self, counter: Counter, bytes: u64) {
         if self.kind != EngineKind::Dummy {
             self.meter.add(counter, bytes);
+        }
+    }
+
+    /// Turns O_DIRECT off for a file that wanted it, and counts that.
+    pub(crate) fn fall_back(&self, file: &File) {
+        match file.clear_direct() {
+            Ok(true) => {
+                self.meter.add(Counter::DirectFallbacks, 1);
+                if !self.fell_back.swap(true, Relaxed) {
+                    // One word for all of a session's files, which mostly lie on one file system.
+                    tracing::info!(
+                        file = file.spec().number,
+                        "O_DIRECT is refused: buffered I/O for this file and its like"
+                    );
+                }
+            }
+            Ok(false) => {}
+            Err(error) => file.fail_os(Stage::Accept, &error),
         }
     }
 

@@ -131,6 +131,7 @@ async fn move_files(near: JobOptions, far: JobOptions, direct: bool) {
         let event = last(engine).await;
         let Event::Ended { files, counters } = event else { panic!("{event:?}") };
         assert_eq!((files, counters.bytes_disk), (sizes.len() as u64, total));
+        assert_eq!(counters.direct_fallbacks, 0, "the disk takes O_DIRECT, and small files do not want it");
         assert!(engine.events.recv().await.is_none());
     }
 }
@@ -206,6 +207,34 @@ async fn a_long_copy_uses_registered_buffers_and_overlaps_disk_and_network() {
         assert!((128..=192).contains(&fixed), "{peaks}");
     }
     assert!(std::fs::read(&source).unwrap() == std::fs::read(&target).unwrap());
+}
+
+#[tokio::test]
+async fn each_file_that_wanted_o_direct_and_did_not_get_it_counts_once() {
+    let directory = disk();
+    let size = 8 * u64::from(BLOCK) + 5;
+    let (mut sender, mut receiver) = connect(
+        options(Side::Near, Direction::Send, EngineKind::Uring),
+        options(Side::Far, Direction::Receive, EngineKind::Uring),
+    )
+    .await;
+    // Not wanted; refused to the agent; granted, with an alignment that no block of the session has.
+    let kinds = [(0, false), (4096, false), (1 << 30, true)];
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    for (number, (direct_alignment, direct)) in (1..).zip(kinds) {
+        let path = |name| directory.path().join(format!("{name}-{number}"));
+        std::fs::write(path("source"), bytes(usize::try_from(size).unwrap(), number)).unwrap();
+        let file = FileSpec { direct_alignment, ..spec(number, size) };
+        from.push((file, Some(open_read(&path("source"), direct))));
+        to.push((file, Some(open_write(&path("target"), direct))));
+    }
+    open_at(&receiver, &mut sender, to).await;
+    sender.commands.send(Command::AddFiles(from)).await.unwrap();
+    sender.commands.send(Command::Schedule((1..=3).map(|n| whole(n, size)).collect())).await.unwrap();
+    assert_eq!(reports(&mut sender, 3).await, reports(&mut receiver, 3).await);
+    for (counters, _) in finish(&mut sender, &mut receiver, 3).await {
+        assert_eq!((counters.direct_fallbacks, counters.bytes_disk), (2, 3 * size));
+    }
 }
 
 #[tokio::test]

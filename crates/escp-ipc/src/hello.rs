@@ -10,8 +10,8 @@ use crate::frame::cut;
 use escp_sys::seqpacket;
 use std::os::fd::AsFd;
 
-/// The version of the frames that follow the hello. Any change to them takes the next one.
-pub const VERSION: u16 = 3;
+/// The version of the frames that follow the hello. Any change to them, or to what they mean, takes the next one.
+pub const VERSION: u16 = 4;
 
 const MAGIC: [u8; 8] = *b"escp-ipc";
 const HEADER: usize = MAGIC.len() + 3;
@@ -93,7 +93,7 @@ mod tests {
     fn the_layout_stays() {
         let packet = Hello::Welcome { version: 0x0102, release: "9.8.7".to_owned() }.encode();
         assert_eq!(packet, b"escp-ipc\x01\x02\x009.8.7");
-        assert_eq!(Hello::Refused("no".to_owned()).encode(), b"escp-ipc\x00\x03\x01no");
+        assert_eq!(Hello::Refused("no".to_owned()).encode(), b"escp-ipc\x00\x04\x01no");
     }
 
     #[test]

@@ -399,7 +399,7 @@ async fn finish_read(lane: &Lane, file: &Arc<File>, offset: u64, length: usize, 
                 return None;
             }
             Ok(count) => got += count,
-            Err(error) if refuses_direct(&error) && file.alignment() > 1 => fall_back(lane, file),
+            Err(error) if refuses_direct(&error) && file.alignment() > 1 => lane.shared.fall_back(file),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => {
                 lane.shared.meter.add(Counter::ErrorsDisk, 1);
@@ -412,22 +412,10 @@ async fn finish_read(lane: &Lane, file: &Arc<File>, offset: u64, length: usize, 
         }
         // An O_DIRECT read that stopped at an unaligned offset stopped at the end of the file.
         if got > 0 && !got.is_multiple_of(file.alignment()) {
-            fall_back(lane, file);
+            lane.shared.fall_back(file);
         }
         let want = padded(length - got, file.alignment()).min(buf.body_len() - got);
         (result, buf) = lane.disk.read(file, buf, BODY + got..BODY + got + want, offset + got as u64).await;
-    }
-}
-
-/// Turns O_DIRECT off for a file, and counts that.
-pub(super) fn fall_back(lane: &Lane, file: &File) {
-    match file.clear_direct() {
-        Ok(true) => {
-            lane.shared.meter.add(Counter::DirectFallbacks, 1);
-            tracing::debug!(file = file.spec().number, "O_DIRECT refused: buffered from here on");
-        }
-        Ok(false) => {}
-        Err(error) => file.fail_os(Stage::Read, &error),
     }
 }
 

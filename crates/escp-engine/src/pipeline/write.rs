@@ -1,6 +1,5 @@
 //! Writes of a receiving lane that are in flight, oldest first.
 
-use super::send::fall_back;
 use super::{BODY, Lane, padded, refuses_direct};
 use crate::disk::DiskOp;
 use crate::files::File;
@@ -59,7 +58,7 @@ impl Writes {
         let last = offset + length as u64 == file.spec().size;
         if !offset.is_multiple_of(alignment as u64) || !(last || length.is_multiple_of(alignment)) {
             // Only the end of the file may be padded: anywhere else, padding would lie on the next block.
-            fall_back(lane, &file);
+            lane.shared.fall_back(&file);
         }
         // Behind the data lies the record's tag; padding must not carry it to disk.
         let padded = padded(length, file.alignment());
@@ -137,12 +136,12 @@ fn go_on(lane: &Lane, write: &mut Write, output: (io::Result<usize>, Buf)) -> Op
                 return None;
             }
             if !write.put.is_multiple_of(file.alignment()) {
-                fall_back(lane, file);
+                lane.shared.fall_back(file);
             }
             return Some(buf);
         }
         Err(error) if refuses_direct(&error) && file.alignment() > 1 => {
-            fall_back(lane, file);
+            lane.shared.fall_back(file);
             return Some(buf);
         }
         Err(error) if error.kind() == io::ErrorKind::Interrupted => return Some(buf),
