@@ -1,6 +1,8 @@
 //! Trees: strange names, depth, what is dropped and what is reported.
 
-use escp_testkit::{Checked, Host, World, compare, ensure, need_root, tree};
+use escp_testkit::mount::{Kind, Mount};
+use escp_testkit::run::Outcome;
+use escp_testkit::{Checked, Host, World, compare, ensure, need_root, skip, tree};
 use escp_tests::{Way, copy_and_compare, settle};
 use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt;
@@ -164,13 +166,62 @@ fn two_sources_of_one_name() -> Checked {
     compare::holds_only(&world.far.join("target"), &["same"])
 }
 
+/// A sentence about a name that ends in these words.
+fn tells_of(outcome: &Outcome, name: &str, words: &str) -> bool {
+    outcome.stderr.lines().any(|line| line.contains(&format!("{name}: {words}")))
+}
+
 #[test]
-fn a_name_of_256_bytes_fails_alone() -> Checked {
+fn a_target_of_256_bytes_is_refused_by_name() -> Checked {
     need_root!();
     let world = World::start(Host::Embedded, Host::Embedded)?;
-    std::fs::write(world.near.join("a"), "x")?;
-    settle(&world)?;
-    let long = "n".repeat(256);
-    Way::Up.escp(&world, &[], &["a"], &long).end()?.expect_status(1)?;
-    compare::holds_only(&world.far, &[])
+    for way in Way::BOTH {
+        std::fs::write(way.source(&world).join("a"), "x")?;
+        settle(&world)?;
+        let long = "n".repeat(256);
+        let outcome = way.escp(&world, &[], &["a"], &long).end()?.expect_status(1)?;
+        ensure!(tells_of(&outcome, &long, "File name too long"), "{}", outcome.told());
+        compare::holds_only(&way.target(&world), if way == Way::Up { &[] } else { &["a"] })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn names_of_more_than_255_bytes_fail_alone() -> Checked {
+    need_root!();
+    if !std::path::Path::new("/dev/fuse").exists() {
+        skip!("this kernel has no FUSE, and no other file system here has such names");
+    }
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    let (long, longest) = ("名".repeat(86), "名".repeat(85));
+    for way in Way::BOTH {
+        // Linux's own file systems have no such names to send.
+        let owner = if way == Way::Up { &world.users.near } else { &world.users.far };
+        let ntfs = Mount::new(Kind::Ntfs, &way.source(&world).join("ntfs"), 16, owner, "")?;
+        std::fs::create_dir(ntfs.path.join("d"))?;
+        for name in [&long, &longest] {
+            std::fs::write(ntfs.path.join(name), name)?;
+            std::fs::write(ntfs.path.join("d").join(name), name)?;
+        }
+        std::fs::create_dir(ntfs.path.join(format!("{long}-tree")))?;
+        std::fs::write(ntfs.path.join("plain"), "plain")?;
+        std::fs::create_dir(way.target(&world).join("into"))?;
+        settle(&world)?;
+        let sources =
+            [&long, &longest, "d", "plain", &format!("{long}-tree")].map(|name| format!("ntfs/{name}"));
+        let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+        let outcome = way.escp(&world, &["-r"], &sources, "into").end()?.expect_status(1)?;
+        let failed = [long.clone(), format!("d/{long}"), format!("{long}-tree")];
+        for name in &failed {
+            ensure!(tells_of(&outcome, &format!("ntfs/{name}"), "File name too long"), "{}", outcome.told());
+        }
+        ensure!(outcome.stderr.lines().count() == failed.len(), "more is said: {}", outcome.told());
+        let into = way.target(&world).join("into");
+        compare::holds_only(&into, &[&longest, "d", "plain"])?;
+        compare::holds_only(&into.join("d"), &[&longest])?;
+        for name in [&longest, "plain", &format!("d/{longest}")] {
+            compare::same_sha256(&ntfs.path.join(name), &into.join(name))?;
+        }
+    }
+    Ok(())
 }

@@ -55,6 +55,7 @@ pub(crate) const TEST: &[Need] = &[
     program("mkfs.ext4", "e2fsprogs"),
     program("mkfs.xfs", "xfsprogs"),
     program("mkfs.btrfs", "btrfs-progs"),
+    program("mkntfs", "ntfs-3g"),
     program("systemd-analyze", "systemd"),
     Need { what: What::Module("cryptography"), package: "python3-cryptography" },
     Need { what: What::Module("zstandard"), package: "python3-zstandard" },

@@ -21,6 +21,8 @@ pub enum Kind {
     Btrfs,
     /// tmpfs.
     Tmpfs,
+    /// NTFS through FUSE (ntfs-3g), whose names have 255 characters of up to 3 bytes. It has no modes and owners here.
+    Ntfs,
 }
 
 /// A mounted file system. Unmounted when dropped.
@@ -32,7 +34,7 @@ pub struct Mount {
 }
 
 impl Kind {
-    /// All of them.
+    /// Those with modes, owners and names of 255 bytes.
     pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Tmpfs];
 
     /// As mount(8) calls it.
@@ -43,6 +45,7 @@ impl Kind {
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
             Self::Tmpfs => "tmpfs",
+            Self::Ntfs => "ntfs",
         }
     }
 
@@ -50,7 +53,7 @@ impl Kind {
         match self {
             Self::Xfs => 300,
             Self::Btrfs => 128,
-            Self::Ext4 | Self::Tmpfs => 1,
+            Self::Ext4 | Self::Tmpfs | Self::Ntfs => 1,
         }
     }
 }
@@ -70,9 +73,17 @@ impl Mount {
                 mount(&["-t", "tmpfs", "-o", &options, "tmpfs"], path)?;
                 None
             }
+            Kind::Ntfs => {
+                let image = image(path, mib)?;
+                Run::new(program("mkntfs")?, None).args(["-q", "-Q", "-F"]).arg(&image).succeed()?;
+                let options = format!("uid={},gid={},umask=022{options}", owner.uid, owner.gid);
+                // Mounts the image itself and stays as its server, in the background.
+                let server = Run::new(program("ntfs-3g")?, None).arg(&image).arg(path).args(["-o", &options]);
+                server.succeed()?;
+                return Ok(Self { path: path.to_path_buf(), image: Some(image) });
+            }
             _ => {
-                let image = path.with_extension("img");
-                File::create(&image)?.set_len(mib * 1024 * 1024)?;
+                let image = image(path, mib)?;
                 let quiet: &[&str] = match kind {
                     // Half the inodes in bytes of data each: a small image holds many small files.
                     Kind::Ext4 => &["-q", "-F", "-i", "4096"],
@@ -142,6 +153,13 @@ impl Drop for Hung {
         // Nobody is left to tell; the test's directory is removed with what lies in it.
         let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
     }
+}
+
+/// A file of `mib` MiB beside `path`, to make a file system in.
+fn image(path: &Path, mib: u64) -> Checked<PathBuf> {
+    let image = path.with_extension("img");
+    File::create(&image)?.set_len(mib * 1024 * 1024)?;
+    Ok(image)
 }
 
 fn mount(arguments: &[&str], path: &Path) -> Checked {

@@ -111,6 +111,7 @@ impl Walker<'_> {
     fn source(&mut self, source: Source) -> Result<(), Stopped> {
         let path = match source {
             Source::Missing { path, text } => return self.add(Found::Failed { path, text }),
+            Source::Dummy { name, .. } if name.len() > MAX_NAME => return self.fail(name, name_too_long()),
             Source::Dummy { name, size } => return self.add(Found::Dummy { name, size }),
             Source::Path(path) => path,
         };
@@ -120,6 +121,7 @@ impl Walker<'_> {
         };
         let name = base_name(&path).to_vec();
         match FileType::from_raw_mode(stat.st_mode) {
+            _ if name.len() > MAX_NAME => self.fail(path, name_too_long()),
             FileType::RegularFile => {
                 let node = PathNode::root(path.clone());
                 self.add(Found::File { directory: None, path, name, node, parent: 0 })
@@ -166,7 +168,7 @@ impl Walker<'_> {
             kind => kind,
         };
         match kind {
-            _ if name.len() > MAX_NAME => self.fail(node.path(), Errno::NAMETOOLONG.to_string()),
+            _ if name.len() > MAX_NAME => self.fail(node.path(), name_too_long()),
             FileType::RegularFile => {
                 let path = name.clone();
                 self.add(Found::File { directory: Some(directory), path, name, node, parent })
@@ -247,6 +249,12 @@ impl Walker<'_> {
 
 /// What a thing that is neither file nor directory is refused with, in scp's words.
 pub(super) const NOT_REGULAR: &str = "is not a regular file";
+
+/// The reason for a name that few file systems could give a file, and that no offer can carry; NTFS and FAT, which count
+/// characters, have such names.
+fn name_too_long() -> String {
+    format!("{}: a name may have {MAX_NAME} bytes", why(Errno::NAMETOOLONG))
+}
 
 /// Reads the next entries of a directory; none left: `exhausted`.
 fn fill(frame: &mut Frame, scratch: &mut [MaybeUninit<u8>]) -> Result<(), Errno> {
