@@ -1,6 +1,8 @@
 //! Remarks to stderr, and a structured log to a file or syslog.
 
+use crate::args::MessageArgs;
 use crate::screen::Screen;
+use escp_agent::escape::escaped;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::OpenOptions;
@@ -19,19 +21,19 @@ use tracing_subscriber::{Layer, Registry};
 
 type BoxedLayer<S> = Box<dyn Layer<S> + Send + Sync>;
 
-/// How much goes to stderr, as the number of `-v`; may change while the program runs.
+/// The verbosity that flags ask for, on either host.
+pub(crate) fn wanted(messages: &MessageArgs) -> u8 {
+    if messages.quiet { 0 } else { messages.verbose.saturating_add(1) }
+}
+
+/// How much goes to stderr; may change while the program runs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Verbosity(Arc<AtomicU8>);
 
 impl Verbosity {
-    /// Warnings at 0, then remarks, decisions, everything.
-    pub(crate) fn set(&self, verbose: u8) {
-        self.0.store(verbose.saturating_add(1), Ordering::Relaxed);
-    }
-
-    /// Errors only.
-    pub(crate) fn quiet(&self) {
-        self.0.store(0, Ordering::Relaxed);
+    /// Errors only at 0, then warnings, remarks, decisions, everything: see [`wanted`].
+    pub(crate) fn set(&self, level: u8) {
+        self.0.store(level, Ordering::Relaxed);
     }
 
     fn level(&self) -> LevelFilter {
@@ -98,12 +100,14 @@ where
         let syslog = syslog_tracing::Syslog::new(c"escp", options, facility)
             .ok_or("--logfile: syslog is open already")?;
         let layer = tracing_subscriber::fmt::layer().without_time().with_ansi(false).with_level(false);
-        return Ok(layer.with_writer(syslog).boxed());
+        return Ok(layer.with_writer(Clean(syslog)).boxed());
     }
-    let file = OpenOptions::new().append(true).create(true).open(name).map_err(|error| {
-        format!("--logfile {}: {error}", escp_agent::escape::escaped(name.as_encoded_bytes()))
-    })?;
-    Ok(tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Arc::new(file)).boxed())
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(name)
+        .map_err(|error| format!("--logfile {}: {error}", escaped(name.as_encoded_bytes())))?;
+    Ok(tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Clean(Arc::new(file))).boxed())
 }
 
 fn facility(name: &str) -> Option<syslog_tracing::Facility> {
@@ -119,6 +123,37 @@ fn facility(name: &str) -> Option<syslog_tracing::Facility> {
         "LOCAL7" => Facility::Local7,
         _ => return None,
     })
+}
+
+/// Writes lines of a log with everything escaped that could end a line or drive a terminal: much of what is logged was
+/// said by the other side. The formatter hands over a whole line at a time.
+struct Clean<T>(T);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Clean<M> {
+    type Writer = Clean<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Clean(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        Clean(self.0.make_writer_for(metadata))
+    }
+}
+
+impl<W: Write> Write for Clean<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut clean = escaped(line.strip_suffix(b"\n").unwrap_or(line)).into_bytes();
+        if line.ends_with(b"\n") {
+            clean.push(b'\n');
+        }
+        self.0.write_all(&clean)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// A remark on one line, as people read it.
@@ -139,7 +174,7 @@ where
     ) -> fmt::Result {
         let mut line = String::new();
         context.field_format().format_fields(Writer::new(&mut line), event)?;
-        writeln!(writer, "{}: {}", self.prefix, escp_agent::escape::escaped(line.as_bytes()))
+        writeln!(writer, "{}: {}", self.prefix, escaped(line.as_bytes()))
     }
 }
 
@@ -176,18 +211,19 @@ impl Write for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     #[test]
     fn what_nobody_reads_is_not_put_into_words() {
         let verbosity = Verbosity::default();
-        verbosity.set(0);
+        verbosity.set(1);
         let subscriber = subscriber("escp", &verbosity, None, None);
         tracing::subscriber::with_default(subscriber, || {
             let said = std::cell::Cell::new(0);
             let word = || said.replace(said.get() + 1);
             tracing::debug!("{}", word());
             assert_eq!(said.get(), 0, "nobody asked for it");
-            verbosity.set(2);
+            verbosity.set(3);
             tracing::debug!("{}", word());
             assert_eq!(said.get(), 1, "-vv");
         });
@@ -206,13 +242,31 @@ mod tests {
     #[test]
     fn verbosity_rises_with_every_v() {
         let verbosity = Verbosity::default();
-        verbosity.quiet();
-        let mut levels = vec![verbosity.level()];
-        for verbose in [0, 1, 2, 3, 255] {
-            verbosity.set(verbose);
+        let mut levels = Vec::new();
+        for flags in [&["-q"][..], &[], &["-v"], &["-vv"], &["-vvv"], &["-vvvvv"]] {
+            let line = std::iter::once(&"escp").chain(flags).chain(&["a", "b:"]);
+            let args = crate::args::Args::try_parse_from(line).unwrap();
+            verbosity.set(wanted(&args.messages));
             levels.push(verbosity.level());
         }
-        assert!(levels.is_sorted(), "{levels:?}");
-        assert_eq!((levels[0], levels[5]), (LevelFilter::ERROR, LevelFilter::TRACE));
+        use LevelFilter as L;
+        assert_eq!(levels, [L::ERROR, L::WARN, L::INFO, L::DEBUG, L::TRACE, L::TRACE]);
+    }
+
+    #[test]
+    fn no_text_forges_a_line_of_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = file_or_syslog(path.as_os_str()).unwrap();
+        let evil = "lost\nERROR forged\r\u{1b}[2J\u{9b}31m\u{2028}\u{202e}gpj";
+        let verbosity = Verbosity::default();
+        tracing::subscriber::with_default(subscriber("escp", &verbosity, Some(log), None), || {
+            tracing::info!(field = evil, shown = %evil, "data1: {evil}");
+        });
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.ends_with('\n') && text.contains("\\nERROR forged"), "{text}");
+        let line = text.trim_end_matches('\n');
+        assert_eq!(escaped(line.as_bytes()), line, "something is left to escape");
     }
 }

@@ -68,11 +68,7 @@ fn prepare_and_run(args: &Args) -> Result<Report, String> {
     let socket =
         engines::socket(args.speed.socket.clone(), std::env::var_os(engines::SOCKET_VARIABLE), &config);
     let verbosity = Verbosity::default();
-    if args.messages.quiet {
-        verbosity.quiet();
-    } else {
-        verbosity.set(args.messages.verbose);
-    }
+    verbosity.set(logging::wanted(&args.messages));
     let logfile = args.messages.logfile.as_deref();
     if args.server {
         logging::start("escp of the other host", &verbosity, logfile, None)?;

@@ -244,7 +244,7 @@ fn job(args: &Args, config: &Config, kinds: &Kinds, ends: Ends) -> Result<NearJo
         cpus,
         far_ports: far_ports(speed, config)?,
         family,
-        verbose: args.messages.verbose,
+        verbose: crate::logging::wanted(&args.messages),
     })
 }
 

@@ -134,7 +134,7 @@ fn flags_reach_the_job() {
     assert!(options.recursive && options.preserve && options.inplace);
     assert!(!options.durable && !options.direct && !options.checksum);
     assert_eq!((job.streams, job.rate_limit, job.family), (7, Some(10_000_000_000), Family::V6));
-    assert_eq!((job.compress, job.verbose), (Some(9), 2));
+    assert_eq!((job.compress, job.verbose), (Some(9), 3));
     let plain = planned("a h:").unwrap().job;
     assert!(plain.options.durable && plain.options.direct && plain.options.checksum);
     assert_eq!((plain.compress, plain.rate_limit, plain.family), (None, None, Family::Any));

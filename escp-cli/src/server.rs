@@ -53,7 +53,7 @@ async fn serve(
         posix_only: config.engine == Engine::Posix,
     };
     let engine = async || engines::open(socket).await;
-    let verbose = |verbose| verbosity.set(verbose);
+    let verbose = |level| verbosity.set(level);
     let session = far::serve(pipes, engine, settings, stop.hang_up.clone(), verbose, Arc::new(Remarks));
     stop.guard(session).await.map(|tally| tally.status())
 }

@@ -1,6 +1,8 @@
 //! The control channel and everything before the first byte of data.
 
+use escp_proto::control::{ControlFailure, ControlMessage};
 use escp_testkit::clock::Stopwatch;
+use escp_testkit::run::Outcome;
 use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, tree};
 use escp_tests::{Way, settle};
 use std::os::unix::fs::PermissionsExt;
@@ -104,23 +106,34 @@ fn a_login_shell_that_says_nothing_and_leaves() -> Checked {
 /// Runs escp against a far side that answers with these bytes, whatever is said to it, and then waits.
 fn answered_with(bytes: &[u8], status: i32) -> Checked<String> {
     let world = Plan::default().start()?;
-    with_source(&world)?;
+    Ok(answered(&world, "", bytes, &[], status)?.stderr)
+}
+
+/// The same behind a good hello: the near side's own, which names its session.
+fn answered_after_hello(world: &World, bytes: &[u8], flags: &[&str], status: i32) -> Checked<Outcome> {
+    let hello = format!("head -c {}\n", 4 + escp_proto::control::FULL_HELLO_LEN);
+    answered(world, &hello, bytes, flags, status)
+}
+
+fn answered(world: &World, before: &str, bytes: &[u8], flags: &[&str], status: i32) -> Checked<Outcome> {
+    with_source(world)?;
     let answer = world.scratch.path().join("answer");
     std::fs::write(&answer, bytes)?;
     let fake = world.scratch.path().join("fake");
-    std::fs::write(&fake, format!("#!/bin/sh\ncat {}\ncat > /dev/null\n", answer.display()))?;
+    std::fs::write(&fake, format!("#!/bin/sh\n{before}cat {}\ncat > /dev/null\n", answer.display()))?;
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755))?;
     std::fs::set_permissions(&answer, std::fs::Permissions::from_mode(0o644))?;
     let start = Stopwatch::start();
     let outcome = world
         .escp_with(&fake)
+        .args(flags)
         .arg(world.near.join("a"))
         .arg(world.remote("a"))
         .end()?
         .expect_status(status)?;
     ensure!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
     ensure!(!outcome.stderr.contains("panicked"), "{}", outcome.told());
-    Ok(outcome.stderr)
+    Ok(outcome)
 }
 
 #[test]
@@ -144,22 +157,39 @@ fn frames_that_are_none() -> Checked {
     need_root!();
     // A length of 4 GiB less one where the hello is due; nothing of that size may be allocated.
     answered_with(&[0xff; 200], 5)?;
-    let hello = |tail: &[u8]| {
-        let mut frame = 68_u32.to_be_bytes().to_vec();
-        frame.extend(b"escp-ctl");
-        frame.extend(escp_proto::VERSION.to_be_bytes());
-        frame.extend(escp_proto::VERSION.to_be_bytes());
-        frame.extend([0; 56]);
-        frame.extend(tail);
-        frame
-    };
+    let world = Plan::default().start()?;
     // After a good hello: 4 GiB, random bytes, text that is not UTF-8.
     for tail in [
         &[0xff, 0xff, 0xff, 0xff, 1, 2, 3][..],
         &[0, 0, 0, 8, 0xde, 0xad, 0xbe, 0xef, 0xff, 0xff, 0xff, 0xff],
         &[0, 0, 0, 5, 2, 3, 0xff, 0xfe, 0xfd],
     ] {
-        answered_with(&hello(tail), 5)?;
+        answered_after_hello(&world, tail, &[], 5)?
+            .expect_stderr("broke the protocol on the control channel")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_other_side_says_forges_nothing() -> Checked {
+    need_root!();
+    let world = Plan::default().start()?;
+    let evil = "no\nescp: 1 file, all good\r\u{1b}[2J\u{9b}31m\u{202e}";
+    let log = world.near.join("log");
+    let logfile = log.to_string_lossy();
+    let refused = ControlFailure { status: 3, text: evil.to_owned() };
+    let frame = ControlMessage::Failed(refused).encode_frame()?;
+    let outcome = answered_after_hello(&world, &frame, &["-vvv", "--logfile", &logfile], 3)?;
+    for (place, text) in
+        [("the terminal", outcome.stderr.as_str()), ("the log", &std::fs::read_to_string(log)?)]
+    {
+        ensure!(text.contains("no\\nescp: 1 file, all good\\r\\x1b[2J"), "not told on {place}: {text}");
+        let raw = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        ensure!(!text.contains(raw), "raw on {place}: {text:?}");
+        ensure!(
+            !text.lines().any(|line| line.starts_with("escp: 1 file")),
+            "a line on {place} is forged: {text}"
+        );
     }
     Ok(())
 }

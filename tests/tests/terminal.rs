@@ -95,6 +95,20 @@ fn without_a_terminal_there_is_the_summary_and_nothing_else() -> Checked {
     ensure!(!told.stdout.contains(|c: char| c.is_control() && c != '\n'), "{:?}", told.stdout);
     let quiet = escp(&world, &["-q"], "big").succeed()?;
     ensure!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{}", quiet.told());
+    // Each host remarks on what an earlier run left; the far one's remarks come through ssh.
+    for way in Way::BOTH {
+        std::fs::write(way.target(&world).join(".escp-abcdefgh"), "x")?;
+        settle(&world)?;
+        let source = if way == Way::Up { "big" } else { "copy" };
+        way.escp(&world, &[], &[source], "remarked").succeed()?.expect_stderr(".escp-abcdefgh")?;
+        let quiet = way.escp(&world, &["-q"], &[source], "quiet").succeed()?;
+        ensure!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{way:?}: {}", quiet.told());
+        // Errors are said all the same.
+        way.escp(&world, &["-q"], &["nothing"], "quiet")
+            .end()?
+            .expect_status(1)?
+            .expect_stderr("nothing: ")?;
+    }
     Ok(())
 }
 

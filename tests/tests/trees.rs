@@ -32,10 +32,18 @@ fn names_are_escaped_where_people_read_them() -> Checked {
     std::fs::write(&path, "x")?;
     std::fs::set_permissions(&path, Permissions::from_mode(0o000))?;
     settle(&world)?;
-    let outcome = Way::Up.escp(&world, &["-r", "-vvv"], &["d"], "d").end()?.expect_status(1)?;
+    let log = world.near.join("log");
+    let flags = ["-r", "-vvv", "--logfile", &log.to_string_lossy()];
+    let outcome = Way::Up.escp(&world, &flags, &["d"], "d").end()?.expect_status(1)?;
     let all = format!("{}{}", outcome.stdout, outcome.stderr);
-    ensure!(!all.contains('\u{1b}') && !all.contains('\u{7}'), "raw control characters: {all:?}");
-    ensure!(all.contains("red\\x1b[31m\\x07\\nname"), "the name is not told: {all}");
+    for (place, text) in [("the terminal", all), ("the log", std::fs::read_to_string(log)?)] {
+        ensure!(!text.contains('\u{1b}') && !text.contains('\u{7}'), "raw on {place}: {text:?}");
+        ensure!(text.contains("red\\x1b[31m\\x07\\nname"), "the name is not told on {place}: {text}");
+        ensure!(
+            !text.lines().any(|line| line.starts_with("name")),
+            "the name ends a line on {place}: {text}"
+        );
+    }
     Ok(())
 }
 

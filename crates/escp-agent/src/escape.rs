@@ -31,8 +31,8 @@ fn push_escaped(out: &mut String, character: char) {
         '\n' => out.push_str("\\n"),
         '\t' => out.push_str("\\t"),
         '\r' => out.push_str("\\r"),
-        // C0, DEL and C1; and the marks that reorder the text around them.
-        _ if character.is_control() || is_bidirectional_mark(character) => {
+        // C0, DEL and C1; and the marks that end a line or reorder the text around them.
+        _ if character.is_control() || misleads(character) => {
             let mut utf8 = [0_u8; 4];
             for byte in character.encode_utf8(&mut utf8).bytes() {
                 push_byte(out, byte);
@@ -42,8 +42,8 @@ fn push_escaped(out: &mut String, character: char) {
     }
 }
 
-fn is_bidirectional_mark(character: char) -> bool {
-    matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+fn misleads(character: char) -> bool {
+    matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn push_byte(out: &mut String, byte: u8) {

@@ -17,7 +17,7 @@ use escp_engine_api::{
     Command, Direction, EngineHandle, EngineKind, JobOptions, Lane, PEER_GAVE_UP, Secret, SessionId, Side,
 };
 use escp_proto::agent::{AgentMessage, Request, Transfer};
-use escp_proto::control::{ControlMessage, Hello, Job, Listening};
+use escp_proto::control::{ControlMessage, Hello, Job, Listening, MAX_VERBOSE};
 use escp_proto::{ProtocolError, VERSION};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ pub struct NearJob {
     pub far_ports: Option<(u16, u16)>,
     /// Family of addresses for data.
     pub family: Family,
-    /// How much the far agent logs to stderr, 0 to 3.
+    /// How much the far agent logs to stderr, 0 (errors only) to [`MAX_VERBOSE`].
     pub verbose: u8,
 }
 
@@ -288,7 +288,7 @@ impl NearJob {
             rate_limit: self.rate_limit,
             congestion: self.congestion.clone(),
             ports: self.far_ports,
-            verbose: self.verbose.min(3),
+            verbose: self.verbose.min(MAX_VERBOSE),
         }
     }
 

@@ -52,6 +52,8 @@ pub const BLOCK_UNIT: u32 = 4096;
 pub const MIN_DEPTH: u16 = 2;
 /// Most blocks in flight per stream.
 pub const MAX_DEPTH: u16 = 64;
+/// The most that a far agent can be asked to say.
+pub const MAX_VERBOSE: u8 = 4;
 
 /// The first frame each way.
 ///
@@ -113,7 +115,7 @@ pub struct Job {
     pub congestion: Option<String>,
     /// Ports for an embedded far engine, first and last; `None`: the far configuration's.
     pub ports: Option<(u16, u16)>,
-    /// Log level of the far agent's stderr: 0 quiet, 1 info, 2 debug, 3 trace.
+    /// How much the far agent says on stderr: 0 errors only, 1 warnings too, 2 remarks, 3 decisions, 4 everything.
     pub verbose: u8,
 }
 

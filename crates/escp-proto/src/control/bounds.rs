@@ -2,14 +2,13 @@
 
 use super::{
     BLOCK_UNIT, ControlFailure, ControlMessage, Job, LENGTH_LEN, Listening, MAX_BLOCK_SIZE, MAX_CONGESTION,
-    MAX_DEPTH, MAX_ENGINE, MAX_FRAME, MAX_ITEMS, MAX_PORTS, MAX_STREAMS, MAX_TEXT, MIN_BLOCK_SIZE, MIN_DEPTH,
+    MAX_DEPTH, MAX_ENGINE, MAX_FRAME, MAX_ITEMS, MAX_PORTS, MAX_STREAMS, MAX_TEXT, MAX_VERBOSE,
+    MIN_BLOCK_SIZE, MIN_DEPTH,
 };
 use crate::ProtocolError;
 
 /// zstd's levels: the fast ones below zero, as far as they make a difference, to the highest.
 const LEVELS: std::ops::RangeInclusive<i32> = -100..=22;
-/// The most verbose log level.
-const MAX_VERBOSE: u8 = 3;
 
 /// Refuses a size or count beyond its bound.
 pub(super) fn at_most(what: &'static str, got: usize, limit: usize) -> Result<(), ProtocolError> {

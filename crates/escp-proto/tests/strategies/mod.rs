@@ -205,7 +205,7 @@ fn job() -> impl Strategy<Value = Job> {
         option::of(any::<(u16, u16)>()),
         option::of("[a-z0-9_-]{1,15}"),
     );
-    (any::<[bool; 3]>(), "[a-z]{0,32}", sizes, 0_u8..=3).prop_map(|(flags, engine, sizes, verbose)| Job {
+    (any::<[bool; 3]>(), "[a-z]{0,32}", sizes, 0_u8..=4).prop_map(|(flags, engine, sizes, verbose)| Job {
         far_sends: flags[0],
         engine,
         streams: sizes.0,
