@@ -158,6 +158,28 @@ fn shell_characters_mean_nothing() -> Checked {
 }
 
 #[test]
+fn twenty_thousand_sources_on_the_command_line() -> Checked {
+    need_root!();
+    let world = World::start(Host::Daemon, Host::Embedded)?;
+    let names: Vec<String> = (0..20_000).map(|n| format!("{n:0>30}")).collect();
+    std::fs::create_dir(world.near.join("many"))?;
+    for name in &names {
+        std::fs::write(world.near.join("many").join(name), name)?;
+    }
+    std::fs::create_dir(world.near.join("back"))?;
+    settle(&world)?;
+    let run = world.escp().arg("--no-fsync").args(&names).arg(world.remote("copy"));
+    run.directory(&world.near.join("many")).succeed()?;
+    compare::same(&world.near.join("many"), &world.far.join("copy"))?;
+    // The names of a download travel in the request: more than one message holds.
+    let remote = names.iter().map(|name| world.remote(&format!("copy/{name}")));
+    let run = world.escp().arg("--no-fsync").args(remote).arg(world.remote("copy/[x]"));
+    let outcome = run.arg(world.near.join("back")).end()?.expect_status(1)?;
+    ensure!(outcome.stderr.lines().count() == 1 && outcome.stderr.contains("copy/[x]: "), "{}", outcome.told());
+    compare::same(&world.near.join("many"), &world.near.join("back"))
+}
+
+#[test]
 fn two_sources_of_one_name() -> Checked {
     need_root!();
     let world = World::start(Host::Embedded, Host::Embedded)?;

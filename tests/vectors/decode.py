@@ -319,6 +319,7 @@ AGENT_MESSAGE = enum(
     ("Digests", sequence(struct_of(number=P.unsigned, outcome=enum(("Ok", P.unsigned), ("Err", P.text))))),
     ("Done", sequence(struct_of(number=P.unsigned, outcome=enum(("Ok", P.unsigned), ("Err", FAILURE))))),
     "NoMore",
+    ("Sources", sequence(P.bytes)),
 )
 JOB = struct_of(
     far_sends=P.boolean,

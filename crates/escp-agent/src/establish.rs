@@ -5,7 +5,8 @@ use crate::exchange::unless_altered;
 use crate::link::{HangUp, Link, Observer, SessionError};
 use crate::status;
 use escp_engine_api::{Command, EngineHandle, Event, Failure, JobOptions, Opened};
-use escp_proto::agent::AgentMessage;
+use escp_proto::agent::{AgentMessage, MAX_SOURCES, MAX_SOURCES_BYTES};
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,13 +19,18 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(60);
 /// Time for an engine to end after it was told to.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Most bytes of messages before all lanes are up: a request may be as long as its sources and what they are packed in.
+const MAX_EARLY: usize = 2 * MAX_SOURCES_BYTES;
+
 /// An engine whose job is open and whose lanes are not all up.
 #[derive(Debug)]
 pub(crate) struct Opening {
     /// The engine.
     pub(crate) engine: EngineHandle,
-    /// A message of the peer's agent that overtook the news that all lanes are up.
-    early: Option<Vec<u8>>,
+    /// Messages of the peer's agent that overtook the news that all lanes are up.
+    early: VecDeque<Vec<u8>>,
+    /// Their bytes.
+    early_bytes: usize,
     /// Known once all lanes are up.
     round_trip: Duration,
 }
@@ -130,7 +136,7 @@ fn failed(failure: Failure) -> SessionError {
 impl Opening {
     /// An engine of which nothing was heard.
     pub(crate) fn of(engine: EngineHandle) -> Self {
-        Self { engine, early: None, round_trip: Duration::ZERO }
+        Self { engine, early: VecDeque::new(), early_bytes: 0, round_trip: Duration::ZERO }
     }
 
     /// Gives the engine a command.
@@ -173,18 +179,23 @@ impl Opening {
                 }
                 Event::Note(note) | Event::Remark(note) => observer.note(&note),
                 // The peer may see its lanes up, and speak, a moment before this side does.
-                Event::Message(bytes) if self.early.is_none() => self.early = Some(bytes),
-                Event::Message(_) => return Err(violation("it speaks out of turn")),
+                Event::Message(bytes) => {
+                    self.early_bytes += bytes.len();
+                    self.early.push_back(bytes);
+                    if self.early_bytes > MAX_EARLY || self.early.len() > MAX_SOURCES {
+                        return Err(violation("it speaks out of turn"));
+                    }
+                }
                 _ => {}
             }
         }
     }
 
-    /// Waits for the first message of the peer's agent.
+    /// Waits for the next message of the peer's agent.
     pub(crate) async fn message(&mut self, observer: &dyn Observer) -> Result<AgentMessage, SessionError> {
         let decode =
             |bytes: &[u8]| AgentMessage::decode(bytes).map_err(|error| violation(&error.to_string()));
-        if let Some(bytes) = self.early.take() {
+        if let Some(bytes) = self.early.pop_front() {
             return decode(&bytes);
         }
         loop {

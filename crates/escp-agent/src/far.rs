@@ -13,7 +13,7 @@ use escp_engine_api::{
     SessionId, Side,
 };
 use escp_proto::VERSION;
-use escp_proto::agent::{Accept, AgentMessage, Refusal, Request, Transfer};
+use escp_proto::agent::{Accept, AgentMessage, Refusal, Request, SourceList, Transfer};
 use escp_proto::control::{ControlMessage, Hello, Job, Listening};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -270,15 +270,27 @@ async fn first_request(opening: &mut Opening, observer: &dyn Observer) -> Result
     timeout(CONNECTED_DEADLINE, opening.connected(observer))
         .await
         .map_err(|_| late("not all data connections came", CONNECTED_DEADLINE))??;
-    match timeout(REQUEST_DEADLINE, opening.message(observer))
+    timeout(REQUEST_DEADLINE, request(opening, observer))
         .await
-        .map_err(|_| late("no request came", REQUEST_DEADLINE))??
-    {
-        AgentMessage::Request(request) => Ok(request),
-        _ => Err(SessionError {
-            status: status::INTEGRITY,
-            text: format!("{PEER} broke the protocol: something else came where a request is due"),
-        }),
+        .map_err(|_| late("no request came", REQUEST_DEADLINE))?
+}
+
+/// The near agent's request with all its sources.
+async fn request(opening: &mut Opening, observer: &dyn Observer) -> Result<Request, SessionError> {
+    let broken = |what: &str| SessionError {
+        status: status::INTEGRITY,
+        text: format!("{PEER} broke the protocol: {what}"),
+    };
+    let mut list = SourceList::default();
+    loop {
+        let complete = match opening.message(observer).await? {
+            AgentMessage::Sources(sources) => list.add(sources).map(|()| None),
+            AgentMessage::Request(request) => std::mem::take(&mut list).complete(request).map(Some),
+            _ => return Err(broken("something else came where a request is due")),
+        };
+        if let Some(request) = complete.map_err(|error| broken(&error.to_string()))? {
+            return Ok(request);
+        }
     }
 }
 
@@ -357,7 +369,8 @@ async fn part(
         }
         Transfer::Download { sources } => {
             let patterns = sources.clone();
-            establish::look(stop, move || expand_sources(&patterns)).await.map(Part::Send)
+            let refused = |text| SessionError { status: status::SOME_FAILED, text };
+            establish::look(stop, move || expand_sources(&patterns)).await?.map(Part::Send).map_err(refused)
         }
     }
 }

@@ -6,33 +6,45 @@
 
 use crate::path::split_last;
 use crate::reason::why;
+use crate::receive::{IN_PARTS, MAX_TAKEN};
 use crate::send::Source;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::CString;
 
 /// Expands `patterns` as the far side of a download does: scp's globs, without a shell; `~` and relative
 /// paths start at the home directory (the working directory of a program that ssh starts).
 ///
 /// A pattern without a match becomes a [`Source::Missing`], so the count of sources is that of the result.
-#[must_use]
-pub fn expand_sources(patterns: &[Vec<u8>]) -> Vec<Source> {
+///
+/// # Errors
+/// A sentence, when there are more than a receiver takes.
+pub fn expand_sources(patterns: &[Vec<u8>]) -> Result<Vec<Source>, String> {
+    expand_at_most(MAX_TAKEN, patterns)
+}
+
+fn expand_at_most(limit: usize, patterns: &[Vec<u8>]) -> Result<Vec<Source>, String> {
     let mut sources = Vec::new();
     for pattern in patterns {
-        match expand(pattern) {
+        // One more tells that there are too many.
+        match expand(pattern, limit + 1) {
             Ok(paths) => sources.extend(paths.into_iter().map(Source::Path)),
             Err(text) => sources.push(Source::Missing { path: pattern.clone(), text }),
         }
+        if sources.len() > limit {
+            return Err(format!("more than {limit} names match, the most of one run; {IN_PARTS}"));
+        }
     }
-    sources
+    Ok(sources)
 }
 
-/// What a pattern stands for; at least one path.
-fn expand(pattern: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+/// What a pattern stands for: at least one path, and the first `limit` at most.
+fn expand(pattern: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, String> {
     let pattern = home_expanded(pattern)?;
     let mut paths = Vec::new();
     if has_magic(&pattern) {
-        search(Vec::new(), &pattern, &mut paths);
+        search(Vec::new(), &pattern, limit, &mut paths);
         paths.sort_unstable();
     }
     if paths.is_empty() {
@@ -97,8 +109,8 @@ pub(crate) fn unescaped(pattern: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Adds every existing path that starts with the literal `found` and goes on as `pattern` says.
-fn search(mut found: Vec<u8>, pattern: &[u8], paths: &mut Vec<Vec<u8>>) {
+/// Adds existing paths that start with the literal `found` and go on as `pattern` says, until there are `limit`.
+fn search(mut found: Vec<u8>, pattern: &[u8], limit: usize, paths: &mut Vec<Vec<u8>>) {
     let slashes = pattern.iter().take_while(|&&byte| byte == b'/').count();
     let (lead, pattern) = pattern.split_at(slashes);
     found.extend_from_slice(lead);
@@ -114,46 +126,92 @@ fn search(mut found: Vec<u8>, pattern: &[u8], paths: &mut Vec<Vec<u8>>) {
     if !has_magic(component) {
         found.extend_from_slice(&unescaped(component));
         if !rest.is_empty() {
-            search(found, rest, paths);
+            search(found, rest, limit, paths);
         } else if statat(CWD, found.as_slice(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             paths.push(found);
         }
         return;
     }
     // A directory that cannot be read matches nothing, as in scp.
-    for (name, kind) in names_in(&found).unwrap_or_default() {
+    let wanted = |name: &[u8], kind| {
         let leads_on = matches!(kind, FileType::Directory | FileType::Symlink | FileType::Unknown);
-        if !matches(component, &name) || (!rest.is_empty() && !leads_on) {
-            continue;
+        matches(component, name) && (rest.is_empty() || leads_on)
+    };
+    // Not each of those leads to a match where more has to.
+    let most = if rest.is_empty() { limit } else { usize::MAX };
+    for name in names_in(&found, most, wanted).unwrap_or_default() {
+        if paths.len() >= limit {
+            return;
         }
         let path = [found.as_slice(), &name].concat();
         if rest.is_empty() {
             paths.push(path);
         } else {
-            search(path, rest, paths);
+            search(path, rest, limit, paths);
         }
     }
 }
 
-fn names_in(directory: &[u8]) -> Result<Vec<(Vec<u8>, FileType)>, Errno> {
+/// Names in a directory that are wanted, `limit` at most.
+fn names_in(
+    directory: &[u8],
+    limit: usize,
+    wanted: impl Fn(&[u8], FileType) -> bool,
+) -> Result<Vec<Vec<u8>>, Errno> {
     let path = if directory.is_empty() { b"." } else { directory };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let entries = Dir::new(openat(CWD, path, flags, Mode::empty())?)?;
-    entries
-        .map(|entry| entry.map(|entry| (entry.file_name().to_bytes().to_vec(), entry.file_type())))
-        .filter(|entry| !matches!(entry, Ok((name, _)) if matches!(name.as_slice(), b"." | b"..")))
-        .collect()
+    let mut names = Vec::new();
+    for entry in Dir::new(openat(CWD, path, flags, Mode::empty())?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") && wanted(name, entry.file_type()) {
+            names.push(name.to_vec());
+        }
+        if names.len() >= limit {
+            break;
+        }
+    }
+    Ok(names)
 }
 
-/// Whether the last component of a requested pattern may have led to an entry of this name.
-pub(crate) fn may_be_named(requested: &[u8], name: &[u8]) -> bool {
-    let last = split_last(requested).1;
-    match last {
-        b"" | b"." | b".." | b"/" => name.is_empty(),
-        // The home directory: `~` itself has no name of its own, `~user` is what the account says.
-        _ if last == requested && last.starts_with(b"~") => (last == b"~") == name.is_empty(),
-        _ if name.is_empty() => false,
-        _ => unescaped(last) == name || (has_magic(last) && matches(last, name)),
+/// The names that top-level entries may have: what the last components of requested patterns can have led to. There may
+/// be tens of thousands of either.
+#[derive(Debug, Default)]
+pub(crate) struct Requested {
+    literal: HashSet<Vec<u8>>,
+    patterns: HashSet<Vec<u8>>,
+    /// Sources without a name of their own, such as `.`.
+    nameless: bool,
+    /// `~user`: what the account says.
+    any: bool,
+}
+
+impl Requested {
+    /// What `sources`, as they were typed, may lead to.
+    pub(crate) fn new(sources: &[Vec<u8>]) -> Self {
+        let mut requested = Self::default();
+        for source in sources {
+            match split_last(source).1 {
+                b"" | b"." | b".." | b"/" => requested.nameless = true,
+                b"~" if source == b"~" => requested.nameless = true,
+                last if last == source && last.starts_with(b"~") => requested.any = true,
+                last => {
+                    requested.literal.insert(unescaped(last));
+                    if has_magic(last) {
+                        requested.patterns.insert(last.to_vec());
+                    }
+                }
+            }
+        }
+        requested
+    }
+
+    /// Whether an entry of this name may come.
+    pub(crate) fn may_be_named(&self, name: &[u8]) -> bool {
+        if name.is_empty() {
+            return self.nameless;
+        }
+        self.any || self.literal.contains(name) || self.patterns.iter().any(|pattern| matches(pattern, name))
     }
 }
 
@@ -322,7 +380,7 @@ mod tests {
             std::fs::write(root.path().join(file), b"").unwrap();
         }
         let list = |pattern: &str| {
-            expand(&at(pattern)).map(|mut paths| {
+            expand(&at(pattern), 100).map(|mut paths| {
                 paths.iter_mut().for_each(|path| drop(path.drain(..=base.len())));
                 paths.into_iter().map(|path| String::from_utf8(path).unwrap()).collect::<Vec<_>>()
             })
@@ -336,7 +394,13 @@ mod tests {
         assert_eq!(list(".h*").unwrap(), [".hidden"]);
         assert_eq!(list("d1/").unwrap(), ["d1/"]);
         assert_eq!(list("nothing*").unwrap_err(), "No such file or directory");
-        let sources = expand_sources(&[at("a"), at("none")]);
+        let too_many = |limit, patterns: &[&str]| {
+            let patterns: Vec<_> = patterns.iter().map(|pattern| at(pattern)).collect();
+            expand_at_most(limit, &patterns).is_err_and(|text| text.contains("more than") && text.contains("-r"))
+        };
+        assert!(!too_many(4, &["d?/*"]) && too_many(3, &["d?/*"]) && too_many(3, &["*/*"]));
+        assert!(!too_many(5, &["a", "d?/*"]) && too_many(4, &["a", "d?/*"]) && too_many(1, &["a", "none"]));
+        let sources = expand_sources(&[at("a"), at("none")]).unwrap();
         assert_eq!(sources.first(), Some(&Source::Path(at("a"))));
         assert!(matches!(sources.get(1), Some(Source::Missing { .. })));
     }
@@ -364,7 +428,8 @@ mod tests {
 
     #[test]
     fn only_requested_names_may_come() {
-        let cases: [(&[u8], &[u8], bool); 11] = [
+        let cases: [(&[u8], &[u8], bool); 12] = [
+            (b"~root", b"", false),
             (b"dir/*.txt", b"a.txt", true),
             (b"dir/*.txt", b".bashrc", false),
             (b"dir/a", b"a", true),
@@ -378,7 +443,12 @@ mod tests {
             (b"~root", b"root", true),
         ];
         for (requested, name, expected) in cases {
-            assert_eq!(may_be_named(requested, name), expected, "{}", requested.escape_ascii());
+            let requested = [requested.to_vec()];
+            let may = Requested::new(&requested).may_be_named(name);
+            assert_eq!(may, expected, "{}", requested[0].escape_ascii());
         }
+        let two = Requested::new(&[b"a".to_vec(), b"dir/.".to_vec()]);
+        assert!(two.may_be_named(b"a") && two.may_be_named(b"") && !two.may_be_named(b"b"));
+        assert!(!Requested::new(&[]).may_be_named(b"a"));
     }
 }

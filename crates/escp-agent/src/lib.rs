@@ -25,5 +25,5 @@ pub mod status;
 mod storage;
 pub mod tally;
 
-pub use receive::{Target, receive_files};
+pub use receive::{TakenNames, Target, receive_files};
 pub use send::{Source, expand_sources, send_files};

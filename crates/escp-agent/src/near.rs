@@ -432,11 +432,13 @@ async fn addresses(host: &str, listening: &Listening) -> Vec<SocketAddr> {
 /// Sends the request; the number of top-level sources is the answer (0 for an upload).
 async fn request(opening: &mut Opening, job: &NearJob, observer: &dyn Observer) -> Result<u32, SessionError> {
     let host = &job.host;
-    let request = AgentMessage::Request(job.request()).encode().map_err(|error| SessionError {
+    let said = job.request().encode().map_err(|error| SessionError {
         status: status::USAGE,
         text: format!("what was asked for cannot be said to {host}: {error}"),
     })?;
-    opening.command(Command::Message(request)).await?;
+    for message in said {
+        opening.command(Command::Message(message)).await?;
+    }
     match opening.message(observer).await? {
         AgentMessage::Accept(accept) => Ok(accept.sources),
         AgentMessage::Refuse(refusal) => Err(SessionError {

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! near                                   far
+//!   Sources ------------------------------>       of a download, more than fit into the request; in order
 //!   Request ------------------------------>
 //!   <--------------------------- Accept | Refuse
 //! sender                              receiver
@@ -23,8 +24,10 @@
 
 mod batch;
 mod bounds;
+mod sources;
 
 pub use batch::{Batch, Listed, messages};
+pub use sources::{MAX_SOURCES, MAX_SOURCES_BYTES, SourceList};
 
 use crate::ProtocolError;
 use serde::{Deserialize, Serialize};
@@ -45,7 +48,7 @@ pub const ROOT: u64 = 0;
 /// A message from one agent to the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentMessage {
-    /// Near to far, first and once: what the user asked for.
+    /// Near to far, once and before anything is answered: what the user asked for.
     Request(Request),
     /// Far to near: the request stands.
     Accept(Accept),
@@ -73,6 +76,8 @@ pub enum AgentMessage {
     Done(Vec<EntryResult>),
     /// Sender: the last entry has been offered.
     NoMore,
+    /// Near to far, before the request: sources of a download that do not fit into its own list.
+    Sources(Vec<Vec<u8>>),
 }
 
 /// What the user asked for.
@@ -108,7 +113,8 @@ pub enum Transfer {
     },
     /// The far agent sends.
     Download {
-        /// Paths or glob patterns; the far agent expands them without a shell.
+        /// Paths or glob patterns, behind those of [`AgentMessage::Sources`] before; the far agent expands them without a
+        /// shell.
         sources: Vec<Vec<u8>>,
     },
 }

@@ -14,7 +14,7 @@ const SPEAKERS: [Speaker; 4] = [
     Speaker { side: Side::Far, sends: true },
     Speaker { side: Side::Far, sends: false },
 ];
-const INPUTS: [Input; 12] = [
+const INPUTS: [Input; 13] = [
     Input::Request,
     Input::Accept,
     Input::Refuse,
@@ -27,12 +27,13 @@ const INPUTS: [Input; 12] = [
     Input::Digests,
     Input::Done,
     Input::NoMore,
+    Input::Sources,
 ];
 
 /// Everything that may be said, written down a second time: phase, near sender, near receiver, far sender,
 /// far receiver; `>` names the phase it leads to.
 const LEGAL: [(Phase, [&str; 4]); 5] = [
-    (Phase::Silence, ["Request>Asked", "Request>Asked", "", ""]),
+    (Phase::Silence, ["Sources>Silence Request>Asked", "Sources>Silence Request>Asked", "", ""]),
     (
         Phase::Asked,
         [
@@ -186,6 +187,7 @@ fn sample(input: Input) -> AgentMessage {
         Input::Digests => digest(1, true),
         Input::Done => done(1, true),
         Input::NoMore => AgentMessage::NoMore,
+        Input::Sources => AgentMessage::Sources(vec![b"s".to_vec()]),
     }
 }
 

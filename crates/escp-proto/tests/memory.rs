@@ -42,7 +42,7 @@ fn claims_allocate_nothing_and_the_largest_inputs_a_small_multiple() {
         }
     }
     // As many items as fit one message, and more than may be in it.
-    for kind in [3_u8, 7, 8, 9, 10] {
+    for kind in [3_u8, 7, 8, 9, 10, 12] {
         let mut bytes = vec![kind, 0xff, 0xff, 0x03];
         bytes.resize(MAX_MESSAGE, 1);
         let used = allocated(|| drop(black_box(AgentMessage::decode(&bytes))));

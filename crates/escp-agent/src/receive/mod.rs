@@ -11,4 +11,5 @@ mod space;
 mod target;
 
 pub use session::receive_files;
-pub use target::Target;
+pub(crate) use target::{IN_PARTS, MAX_TAKEN};
+pub use target::{TakenNames, Target};

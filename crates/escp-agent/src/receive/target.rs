@@ -2,14 +2,14 @@
 
 use super::directory::Directory;
 use crate::escape::escaped;
-use crate::glob::{home_expanded, may_be_named};
+use crate::glob::{Requested, home_expanded};
 use crate::link::SessionError;
 use crate::path::{PathNode, is_component, split_last};
 use crate::reason::why;
 use rustix::fs::{AtFlags, CWD, FileType, statat};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where received files go: resolved once, before the first byte.
 #[derive(Debug)]
@@ -17,11 +17,40 @@ pub struct Target {
     place: Place,
     /// Top-level entries that may come; 0: any number.
     sources: u32,
-    /// What was asked for; empty: whatever comes.
-    requested: Vec<Vec<u8>>,
-    taken: HashSet<Vec<u8>>,
+    /// What was asked for; `None`: whatever comes.
+    requested: Option<Requested>,
+    taken: TakenNames,
     came: u32,
 }
+
+/// Names that top-level entries got in a target directory. Clones are one set: sessions with several hosts that fill one
+/// directory share it, so that none overwrites what another one brought.
+#[derive(Debug, Clone, Default)]
+pub struct TakenNames(Arc<Mutex<HashSet<Vec<u8>>>>);
+
+/// Most names in a [`TakenNames`]: about 100 MB. The other side decides how many come.
+pub(crate) const MAX_TAKEN: usize = 1_000_000;
+
+impl TakenNames {
+    /// Takes a name.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    fn take(&self, name: &[u8], limit: usize) -> Result<(), String> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.contains(name) {
+            return Err("another source has the same name and came first".into());
+        }
+        if taken.len() >= limit {
+            return Err(format!("{limit} sources came before it, the most of one run; {IN_PARTS}"));
+        }
+        taken.insert(name.to_vec());
+        Ok(())
+    }
+}
+
+/// What to do about more than [`MAX_TAKEN`] sources.
+pub(crate) const IN_PARTS: &str = "copy their directory as a whole with -r, or part of them at a time";
 
 #[derive(Debug)]
 enum Place {
@@ -97,12 +126,19 @@ impl Target {
     /// to, and more of them than there are sources, end the session.
     #[must_use]
     pub fn requested(mut self, patterns: &[Vec<u8>]) -> Self {
-        self.requested = patterns.to_vec();
+        self.requested = Some(Requested::new(patterns));
+        self
+    }
+
+    /// With names that other sessions have taken, or may take.
+    #[must_use]
+    pub fn beside(mut self, taken: TakenNames) -> Self {
+        self.taken = taken;
         self
     }
 
     fn new(place: Place, sources: u32) -> Self {
-        Self { place, sources, requested: Vec::new(), taken: HashSet::new(), came: 0 }
+        Self { place, sources, requested: None, taken: TakenNames::default(), came: 0 }
     }
 
     fn named(path: &[u8], node: Arc<PathNode>) -> Result<Place, String> {
@@ -138,17 +174,14 @@ impl Target {
         match &self.place {
             Place::Dummy => Placement::Unasked,
             Place::Into(directory) => {
-                let asked = self.requested.is_empty()
-                    || self.requested.iter().any(|pattern| may_be_named(pattern, name));
-                if !asked {
+                if self.requested.as_ref().is_some_and(|requested| !requested.may_be_named(name)) {
                     return Placement::Unasked;
                 }
                 if name.is_empty() {
                     return Placement::Itself(Arc::clone(directory));
                 }
                 let node = PathNode::child(&directory.node, name);
-                if !self.taken.insert(name.to_vec()) {
-                    let text = "another source has the same name and came first".into();
+                if let Err(text) = self.taken.take(name, MAX_TAKEN) {
                     return Placement::Refused { node, text };
                 }
                 let parent = Arc::clone(directory);
@@ -241,5 +274,25 @@ mod tests {
         assert!(matches!(target.place(b"a.txt", false), Placement::Refused { .. }));
         assert!(matches!(target.place(b"one", true), Placement::Make { .. }));
         assert!(matches!(target.place(b"one", true), Placement::Unasked), "more than there are sources");
+    }
+
+    #[test]
+    fn names_are_taken_once_by_all_sessions_and_not_without_end() {
+        let (one, other) = {
+            let names = TakenNames::default();
+            (names.clone(), names)
+        };
+        assert_eq!(one.take(b"a", 2), Ok(()));
+        assert!(other.take(b"a", 2).unwrap_err().contains("same name"));
+        assert_eq!(other.take(b"b", 2), Ok(()));
+        let full = one.take(b"c", 2).unwrap_err();
+        assert!(full.contains("2 sources came before it") && full.contains("-r"), "{full}");
+        assert!(one.take(b"b", 2).unwrap_err().contains("same name"), "what it is, it is");
+
+        let root = tempfile::tempdir().unwrap();
+        let names = TakenNames::default();
+        let mut targets = [1, 2].map(|_| resolve(root.path(), true, 1).unwrap().beside(names.clone()));
+        assert!(matches!(targets[0].place(b"x", false), Placement::Make { .. }));
+        assert!(matches!(targets[1].place(b"x", false), Placement::Refused { .. }));
     }
 }

@@ -19,7 +19,7 @@ use serde::Serialize;
 /// Bytes of a message around its items: the variant, and a varint of at most [`MAX_ITEMS`].
 const AROUND: usize = 1 + 2;
 
-/// What travels in lists: [`Entry`] in `Offer`, `u64` in `Ready`, [`EntryFailure`] in `Rejected`,
+/// What travels in lists: paths in `Sources`, [`Entry`] in `Offer`, `u64` in `Ready`, [`EntryFailure`] in `Rejected`,
 /// [`FileDigest`] in `Digests`, [`EntryResult`] in `Done`.
 pub trait Listed: Serialize + Sized {
     /// The message that carries these items.
@@ -32,6 +32,12 @@ pub trait Listed: Serialize + Sized {
 impl Listed for Entry {
     fn message(items: Vec<Self>) -> AgentMessage {
         AgentMessage::Offer(items)
+    }
+}
+
+impl Listed for Vec<u8> {
+    fn message(items: Vec<Self>) -> AgentMessage {
+        AgentMessage::Sources(items)
     }
 }
 

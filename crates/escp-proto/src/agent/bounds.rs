@@ -38,6 +38,10 @@ fn path(path: &[u8]) -> Result<(), ProtocolError> {
     if path.contains(&0) { Err(ProtocolError::Malformed("path")) } else { Ok(()) }
 }
 
+fn sources(list: &[Vec<u8>]) -> Result<(), ProtocolError> {
+    items("requested sources", list, |source| path(source))
+}
+
 fn number(number: u64) -> Result<(), ProtocolError> {
     if number == 0 { Err(ProtocolError::Malformed("entry number 0")) } else { Ok(()) }
 }
@@ -54,6 +58,10 @@ impl AgentMessage {
         match self {
             Self::Request(request) => request.check(),
             Self::Refuse(refusal) => refusal.check(),
+            Self::Sources(list) if list.is_empty() => {
+                Err(ProtocolError::Malformed("a list of sources without one"))
+            }
+            Self::Sources(list) => sources(list),
             Self::Offer(entries) => items("offered entries", entries, Entry::check),
             Self::SourceFailed(failure) => failure.check(),
             Self::Ready(numbers) => items("ready files", numbers, |&n| number(n)),
@@ -120,7 +128,7 @@ impl Request {
             Transfer::Download { sources } if sources.is_empty() => {
                 Err(ProtocolError::Malformed("request without a source"))
             }
-            Transfer::Download { sources } => items("requested sources", sources, |source| path(source)),
+            Transfer::Download { sources: list } => sources(list),
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! phase      may be said by     what                                     leads to
-//! Silence    near               request                                  Asked
+//! Silence    near               sources                                  Silence
+//!            near               request                                  Asked
 //! Asked      far                accept                                   Offering
 //!            far                refuse                                   Refused
 //!            near as receiver   credit                                   Asked
@@ -82,6 +83,8 @@ pub enum Input {
     Done,
     /// [`AgentMessage::NoMore`].
     NoMore,
+    /// [`AgentMessage::Sources`].
+    Sources,
 }
 
 impl Input {
@@ -99,6 +102,7 @@ impl Input {
             Self::Digests => "digests",
             Self::Done => "results",
             Self::NoMore => "the end of offers",
+            Self::Sources => "sources",
         }
     }
 }
@@ -118,6 +122,7 @@ impl From<&AgentMessage> for Input {
             AgentMessage::Digests(_) => Self::Digests,
             AgentMessage::Done(_) => Self::Done,
             AgentMessage::NoMore => Self::NoMore,
+            AgentMessage::Sources(_) => Self::Sources,
         }
     }
 }
@@ -127,10 +132,11 @@ impl From<&AgentMessage> for Input {
 #[must_use]
 pub fn next_phase(phase: Phase, speaker: Speaker, input: Input) -> Option<Phase> {
     use Input::{
-        Accept, Credit, Digests, Done, NoMore, Offer, Ready, Refuse, Rejected, Request, Scanned, SourceFailed,
+        Accept, Credit, Digests, Done, NoMore, Offer, Ready, Refuse, Rejected, Request, Scanned, SourceFailed, Sources,
     };
     let near = speaker.side == Side::Near;
     Some(match (phase, input, speaker.sends) {
+        (Phase::Silence, Sources, _) if near => Phase::Silence,
         (Phase::Silence, Request, _) if near => Phase::Asked,
         (Phase::Asked, Accept, _) if !near => Phase::Offering,
         (Phase::Asked, Refuse, _) if !near => Phase::Refused,

@@ -173,6 +173,7 @@ pub(crate) fn agent_message() -> impl Strategy<Value = AgentMessage> {
         }),
         vec(result, 0..20).prop_map(AgentMessage::Done),
         Just(AgentMessage::NoMore),
+        vec(path(), 1..60).prop_map(AgentMessage::Sources),
     ]
 }
 
