@@ -24,7 +24,7 @@ use escp_agent::status;
 use escp_config::Config;
 use figures::Figures;
 use logging::Verbosity;
-use report::Report;
+use report::{Manner, Report};
 use screen::Screen;
 use std::io::{self, Write};
 use std::process::exit;
@@ -78,13 +78,19 @@ fn prepare_and_run(args: &Args) -> Result<Report, String> {
             ..Report::default()
         });
     }
-    let plan = plan::plan(args, &config)?;
-    let figures = Figures { bits: args.messages.bits };
-    let quiet = args.messages.quiet;
-    let screen = Arc::new(Screen::new(quiet, args.messages.bits));
+    let plans = plan::plan(args, &config)?;
+    let manner = Manner {
+        figures: Figures { bits: args.messages.bits },
+        quiet: args.messages.quiet,
+        inplace: args.inplace,
+    };
+    let screen = Arc::new(Screen::new(manner.quiet, args.messages.bits));
     logging::start("escp", &verbosity, logfile, Some(Arc::clone(&screen)))?;
     raise_limits();
-    on_runtime(async |stop| session::run(plan, socket, &screen, &stop, figures, quiet).await)
+    on_runtime(async |stop| {
+        let ended = session::run_all(plans, socket.as_deref(), &screen, &stop).await;
+        report::compose(ended, manner)
+    })
 }
 
 /// A ready file holds a descriptor.

@@ -3,13 +3,13 @@
 use crate::args::{Args, SpeedArgs};
 use crate::place::{Login, Place, Remote};
 use crate::ssh::SshPlan;
-use escp_agent::Source;
 use escp_agent::dial::Family;
 use escp_agent::link::TransferOptions;
 use escp_agent::near::{NearJob, NearTransfer};
+use escp_agent::{Source, TakenNames};
 use escp_config::{Config, Engine, PortRange, parse_rate, parse_size};
 use escp_engine_api::{EngineKind, MAX_BLOCK_SIZE, MAX_CONGESTION, MAX_STREAMS, MIN_BLOCK_SIZE};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::thread;
 use std::time::Duration;
@@ -17,6 +17,8 @@ use std::time::Duration;
 /// Highest zstd level of `-C` where the configuration names none: those above need several times the memory and
 /// the time for a few per cent.
 const DEFAULT_LEVEL: i32 = 9;
+/// Longest path of another host, in bytes (`PATH_MAX`, limits.h).
+const MAX_PATH: usize = 4096;
 /// How many ports after `--escp_port` are tried where `--escp_portrange` does not say.
 const DEFAULT_PORT_COUNT: u16 = 10;
 /// Patience with logging in, passwords and second factors included, until the other side's escp speaks.
@@ -35,22 +37,24 @@ pub(crate) struct Plan {
     pub(crate) job: NearJob,
 }
 
-/// Judges the operands and flags.
+/// Judges the operands and flags: one session for each host, in the order in which they are named.
 ///
 /// # Errors
 /// One sentence; the exit status is 2.
-pub(crate) fn plan(args: &Args, config: &Config) -> Result<Plan, String> {
+pub(crate) fn plan(args: &Args, config: &Config) -> Result<Vec<Plan>, String> {
     refuse_foreign_flags(args)?;
     let kinds = Kinds::parse(args.speed.ioengine.as_deref(), config)?;
-    let ends = Ends::parse(&args.operands, kinds.dummy()?)?;
-    let login = ends.login.clone();
-    let job = job(args, config, &kinds, ends)?;
     let batch = args.connection.batch;
-    Ok(Plan {
-        ssh: SshPlan::new(args, login)?,
-        login_deadline: if batch { BATCH_LOGIN_DEADLINE } else { LOGIN_DEADLINE },
-        job,
-    })
+    let session = |ends: Ends| {
+        let login = ends.login.clone();
+        let job = job(args, config, &kinds, ends)?;
+        Ok(Plan {
+            ssh: SshPlan::new(args, login)?,
+            login_deadline: if batch { BATCH_LOGIN_DEADLINE } else { LOGIN_DEADLINE },
+            job,
+        })
+    };
+    Ends::parse(&args.operands, kinds.dummy()?)?.into_iter().map(session).collect()
 }
 
 fn refuse_foreign_flags(args: &Args) -> Result<(), String> {
@@ -112,7 +116,7 @@ impl Kinds {
     }
 }
 
-/// The operands, sorted out.
+/// What one session is to copy.
 struct Ends {
     login: Login,
     host: String,
@@ -120,26 +124,38 @@ struct Ends {
 }
 
 impl Ends {
-    fn parse(operands: &[OsString], dummy: bool) -> Result<Self, String> {
+    fn parse(operands: &[OsString], dummy: bool) -> Result<Vec<Self>, String> {
         let [sources @ .., target] = operands else {
             return Err("a source and a target are needed; escp --help says how".into());
         };
         if sources.is_empty() {
             return Err("a target is needed behind the source; escp --help says how".into());
         }
-        let places = sources.iter().map(|source| Place::parse(source)).collect::<Result<Vec<_>, _>>()?;
+        let places = sources.iter().map(|source| place(source)).collect::<Result<Vec<_>, _>>()?;
         let directory_required = sources.len() > 1;
-        match Place::parse(target)? {
+        match place(target)? {
             Place::Remote(target) => {
                 let sources =
                     places.into_iter().map(|place| upload_source(place, dummy)).collect::<Result<_, _>>()?;
                 let host = target.host_shown();
                 let transfer = NearTransfer::Upload { sources, target: target.path, directory_required };
-                Ok(Self { login: target.login, host, transfer })
+                Ok(vec![Self { login: target.login, host, transfer }])
             }
             Place::Local(target) => download(places, target, directory_required, dummy),
         }
     }
+}
+
+/// A source or target, unless no path of the other host is that long.
+fn place(text: &OsStr) -> Result<Place, String> {
+    let place = Place::parse(text)?;
+    if let Place::Remote(remote) = &place
+        && remote.path.len() > MAX_PATH
+    {
+        let (host, length) = (remote.host_shown(), remote.path.len());
+        return Err(format!("a path of {host} has {length} bytes; {MAX_PATH} are the most (name a directory on the way)"));
+    }
+    Ok(place)
 }
 
 fn upload_source(place: Place, dummy: bool) -> Result<Source, String> {
@@ -168,29 +184,35 @@ fn download(
     target: OsString,
     directory_required: bool,
     dummy: bool,
-) -> Result<Ends, String> {
-    let mut first: Option<Remote> = None;
-    let mut sources = Vec::new();
+) -> Result<Vec<Ends>, String> {
+    // One session for all that one host has.
+    let mut hosts: Vec<(Remote, Vec<Vec<u8>>)> = Vec::new();
     for place in places {
         let Place::Remote(remote) = place else {
             return Err("source and target are both on this host; use cp for that".into());
         };
-        if first.as_ref().is_some_and(|first| first.login != remote.login) {
-            return Err(
-                "sources on more than one host are not in this version; run escp once per host".into()
-            );
-        }
-        if dummy {
-            sources.push(format!("dummy:{}", dummy_size(&remote.path)?).into_bytes());
+        let source = if dummy {
+            format!("dummy:{}", dummy_size(&remote.path)?).into_bytes()
         } else {
-            sources.push(remote.path.clone());
+            remote.path.clone()
+        };
+        match hosts.iter_mut().find(|(first, _)| first.login == remote.login) {
+            Some((_, sources)) => sources.push(source),
+            None => hosts.push((remote, vec![source])),
         }
-        first.get_or_insert(remote);
     }
-    let first = first.ok_or("a source is needed")?;
-    let host = first.host_shown();
-    let transfer = NearTransfer::Download { sources, target: target.into_vec(), directory_required };
-    Ok(Ends { login: first.login, host, transfer })
+    let (target, names) = (target.into_vec(), TakenNames::default());
+    let ends = hosts.into_iter().map(|(first, sources)| Ends {
+        host: first.host_shown(),
+        login: first.login,
+        transfer: NearTransfer::Download {
+            sources,
+            target: target.clone(),
+            directory_required,
+            names: names.clone(),
+        },
+    });
+    Ok(ends.collect())
 }
 
 fn dummy_size(source: &[u8]) -> Result<u64, String> {

@@ -1,10 +1,15 @@
 use super::*;
 use clap::Parser;
 
-fn planned(line: &str) -> Result<Plan, String> {
+fn all_planned(line: &str) -> Result<Vec<Plan>, String> {
     let args = Args::try_parse_from(std::iter::once("escp").chain(line.split_whitespace()))
         .map_err(|error| error.to_string())?;
     plan(&args, &Config::default())
+}
+
+fn planned(line: &str) -> Result<Plan, String> {
+    let [plan] = <[Plan; 1]>::try_from(all_planned(line)?).map_err(|plans| format!("{} sessions", plans.len()))?;
+    Ok(plan)
 }
 
 fn refused(line: &str) -> String {
@@ -21,13 +26,28 @@ fn directions_follow_from_the_operands() {
 
     let down = planned("[::1]:a [::1]:b* .").unwrap();
     assert_eq!(down.job.host, "[::1]");
-    let NearTransfer::Download { sources, target, directory_required } = down.job.transfer else { panic!() };
+    let NearTransfer::Download { sources, target, directory_required, .. } = down.job.transfer else { panic!() };
     assert_eq!(sources, [b"a".to_vec(), b"b*".to_vec()]);
     assert_eq!((target.as_slice(), directory_required), (&b"."[..], true));
 
     let home = planned("file host:").unwrap();
     let NearTransfer::Upload { target, directory_required, .. } = home.job.transfer else { panic!() };
     assert!(target.is_empty() && !directory_required);
+}
+
+#[test]
+fn each_host_has_one_session_in_the_order_of_the_operands() {
+    let plans = all_planned("h1:a u@h2:b h1:c h2:d scp://h1/e scp://h1:22/f .").unwrap();
+    let told: Vec<_> = plans
+        .iter()
+        .map(|plan| {
+            let NearTransfer::Download { sources, directory_required, .. } = &plan.job.transfer else { panic!() };
+            assert!(directory_required, "several sources need a directory, on whatever hosts they are");
+            let sources: Vec<_> = sources.iter().map(|source| String::from_utf8_lossy(source)).collect();
+            format!("{} {}", plan.job.host, sources.join(" "))
+        })
+        .collect();
+    assert_eq!(told, ["h1 a c e", "h2 b", "h2 d", "h1 f"]);
 }
 
 #[test]
@@ -39,8 +59,6 @@ fn what_cannot_be_done_is_said_in_one_sentence() {
         ("h1:a h2:b", "between two remote hosts"),
         ("-3 h1:a h2:b", "between two remote hosts"),
         ("-R h1:a h2:b", "between two remote hosts"),
-        ("h1:a h2:b .", "more than one host"),
-        ("u@h:a v@h:b .", "more than one host"),
         ("h:a b .", "both on this host"),
         ("-O a h:", "escp speaks its own"),
         ("-s a h:", "escp speaks its own"),
@@ -68,6 +86,18 @@ fn what_cannot_be_done_is_said_in_one_sentence() {
     ] {
         let said = refused(line);
         assert!(said.contains(words), "{line}: {said}");
+    }
+}
+
+#[test]
+fn paths_that_no_host_has_are_refused_before_anybody_logs_in() {
+    let (fits, long) = ("x".repeat(MAX_PATH), "x".repeat(MAX_PATH + 1));
+    for line in [format!("a h:{fits}"), format!("h:{fits} .")] {
+        planned(&line).unwrap();
+    }
+    for line in [format!("a h:{long}"), format!("h:{long} .")] {
+        let said = refused(&line);
+        assert!(said.contains("a path of h has 4097 bytes") && said.len() < 200, "{said}");
     }
 }
 

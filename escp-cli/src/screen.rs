@@ -63,6 +63,24 @@ impl Screen {
         }
     }
 
+    /// The same for the next session, with nothing moved and nothing drawn. What goes [beside](Self::beside_bar) the
+    /// bar of either goes beside both.
+    pub(crate) fn renewed(&self) -> Self {
+        self.bar.set_draw_target(ProgressDrawTarget::hidden());
+        self.bar.set_message("");
+        self.bar.reset();
+        Self {
+            bar: self.bar.clone(),
+            draw: self.draw,
+            quiet: self.quiet,
+            figures: self.figures,
+            state: Mutex::default(),
+            ended: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+            files: AtomicU64::new(0),
+        }
+    }
+
     /// Starts the thread that draws: a terminal may stop taking output (Ctrl-S), and must not stop the
     /// session by it.
     pub(crate) fn start_drawing(self: &Arc<Self>) {

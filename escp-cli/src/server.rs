@@ -54,7 +54,7 @@ async fn serve(
     };
     let engine = async || engines::open(socket).await;
     let verbose = |level| verbosity.set(level);
-    let session = far::serve(pipes, engine, settings, stop.hang_up.clone(), verbose, Arc::new(Remarks));
+    let session = far::serve(pipes, engine, settings, stop.hang_up(), verbose, Arc::new(Remarks));
     stop.guard(session).await.map(|tally| tally.status())
 }
 

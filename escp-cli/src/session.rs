@@ -1,9 +1,8 @@
 //! One session from the first word to the exit status, on the near side.
 
 use crate::engines;
-use crate::figures::Figures;
 use crate::plan::Plan;
-use crate::report::{self, Report};
+use crate::report::Ended;
 use crate::screen::Screen;
 use crate::signals::Stop;
 use crate::ssh;
@@ -11,7 +10,7 @@ use escp_agent::link::SessionError;
 use escp_agent::near::{self, GreetError, Greeted};
 use escp_agent::status;
 use escp_agent::tally::Tally;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -21,31 +20,46 @@ const SSH_PATIENCE: Duration = Duration::from_secs(5);
 /// The same after a failure: the far agent cleans up without it.
 const HASTY_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Carries the session out and composes what is to be said at its end.
-pub(crate) async fn run(
-    plan: Plan,
-    socket: Option<PathBuf>,
+/// Carries one session after the other out, until a signal ends them all. A host that cannot be reached keeps nobody from
+/// the next.
+pub(crate) async fn run_all(
+    plans: Vec<Plan>,
+    socket: Option<&Path>,
     screen: &Arc<Screen>,
     stop: &Stop,
-    figures: Figures,
-    quiet: bool,
-) -> Report {
+) -> Vec<Ended> {
+    let mut all = Vec::new();
+    let mut screen = Arc::clone(screen);
+    for plan in plans {
+        if !all.is_empty() {
+            screen = Arc::new(screen.renewed());
+        }
+        all.push(run(plan, socket.map(Path::to_path_buf), &screen, stop).await);
+        if stop.by_signal().is_some() {
+            break;
+        }
+    }
+    all
+}
+
+/// Carries a session out.
+async fn run(plan: Plan, socket: Option<PathBuf>, screen: &Arc<Screen>, stop: &Stop) -> Ended {
     let host = plan.job.host.clone();
     screen.start_drawing();
-    let ended = match plan.ssh.start() {
+    let outcome = match plan.ssh.start() {
         Err(text) => Err(SessionError { status: status::CONNECT, text }),
         Ok(mut child) => {
-            let ended = stop.guard(through(&plan, &mut child, socket, screen, stop)).await;
-            let patience = if ended.is_ok() { SSH_PATIENCE } else { HASTY_PATIENCE };
+            let outcome = stop.guard(through(&plan, &mut child, socket, screen, stop)).await;
+            let patience = if outcome.is_ok() { SSH_PATIENCE } else { HASTY_PATIENCE };
             let ssh_ended = ssh::end(&mut child, patience).await;
             tracing::debug!("ssh ended: {ssh_ended:?}");
-            ended
+            outcome
         }
     };
     screen.end();
     let (time, so_far) = screen.so_far();
-    log_end(&host, &ended);
-    report::compose(&ended, &so_far, time, figures, quiet)
+    log_end(&host, &outcome);
+    Ended { host, outcome, so_far, time }
 }
 
 /// Logs in, then runs the session.
@@ -59,7 +73,7 @@ async fn through(
     let greeted = log_in(plan, child, stop).await?;
     tracing::info!("{}: logged in, escp answers", plan.job.host);
     let engine = async || engines::open(socket).await;
-    near::run(greeted, engine, plan.job.clone(), stop.hang_up.clone(), Arc::<Screen>::clone(screen)).await
+    near::run(greeted, engine, plan.job.clone(), stop.hang_up(), Arc::<Screen>::clone(screen)).await
 }
 
 async fn log_in(

@@ -13,10 +13,10 @@ const ORDERLY: Duration = Duration::from_secs(5);
 /// ssh, in the same foreground group, gets Ctrl-C too and may be noticed first.
 const RACE: Duration = Duration::from_millis(250);
 
-/// A session's way to be stopped.
+/// The way to stop what runs.
 pub(crate) struct Stop {
-    /// Raised by signals, and by a lost control channel.
-    pub(crate) hang_up: watch::Sender<Option<HangUp>>,
+    /// The signal that came.
+    signal: watch::Receiver<Option<HangUp>>,
     /// Set when there is no more time for good order.
     abandon: watch::Receiver<bool>,
 }
@@ -26,21 +26,20 @@ pub(crate) struct Stop {
 /// # Errors
 /// Those of sigaction(2).
 pub(crate) fn listen() -> io::Result<Stop> {
-    let hang_up = watch::Sender::new(None);
+    let (say_signal, signal_said) = watch::channel(None);
     let (say_abandon, abandon) = watch::channel(false);
     let mut signals =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    let stop = hang_up.clone();
     tokio::spawn(async move {
         let (status, text) = next(&mut signals).await;
-        raise(&stop, HangUp { status, text: text.into() });
+        say_signal.send_replace(Some(HangUp { status, text: text.into() }));
         tokio::select! {
             _ = next(&mut signals) => {}
             () = tokio::time::sleep(ORDERLY) => {}
         }
         say_abandon.send_replace(true);
     });
-    Ok(Stop { hang_up, abandon })
+    Ok(Stop { signal: signal_said, abandon })
 }
 
 async fn next((interrupt, terminate, hangup): &mut (Signal, Signal, Signal)) -> (u8, &'static str) {
@@ -52,23 +51,38 @@ async fn next((interrupt, terminate, hangup): &mut (Signal, Signal, Signal)) -> 
 }
 
 impl Stop {
+    /// A session's way to be stopped: raised by a signal, and by a lost control channel of this session alone.
+    pub(crate) fn hang_up(&self) -> watch::Sender<Option<HangUp>> {
+        let hang_up = watch::Sender::new(None);
+        let (raised, mut signal) = (hang_up.clone(), self.signal.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                Ok(said) = signal.wait_for(Option::is_some) => {
+                    said.clone().into_iter().for_each(|said| raise(&raised, said));
+                }
+                // The session is over.
+                () = raised.closed() => {}
+            }
+        });
+        hang_up
+    }
+
     /// The signal that came, as the end of a session; `None` while there was none.
     pub(crate) fn by_signal(&self) -> Option<SessionError> {
-        let said = self.hang_up.borrow().clone()?;
-        let HangUp { status, text } = said;
-        status::graver(status, status::INTEGRITY).then_some(SessionError { status, text })
+        let HangUp { status, text } = self.signal.borrow().clone()?;
+        Some(SessionError { status, text })
     }
 
     /// Waits for a signal.
     pub(crate) async fn signalled(&self) -> SessionError {
-        let mut hang_up = self.hang_up.subscribe();
-        loop {
-            if let Some(error) = self.by_signal() {
-                return error;
-            }
-            if hang_up.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+        let mut signal = self.signal.clone();
+        // Nobody is left to say so only when the program ends.
+        if signal.wait_for(Option::is_some).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        match self.by_signal() {
+            Some(error) => error,
+            None => std::future::pending().await,
         }
     }
 

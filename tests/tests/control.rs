@@ -164,8 +164,9 @@ fn frames_that_are_none() -> Checked {
         &[0, 0, 0, 8, 0xde, 0xad, 0xbe, 0xef, 0xff, 0xff, 0xff, 0xff],
         &[0, 0, 0, 5, 2, 3, 0xff, 0xfe, 0xfd],
     ] {
-        answered_after_hello(&world, tail, &[], 5)?
-            .expect_stderr("broke the protocol on the control channel")?;
+        let outcome = answered_after_hello(&world, tail, &[], 5)?;
+        let outcome = outcome.expect_stderr("broke the protocol on the control channel")?;
+        outcome.expect_stderr("nothing altered has a final name; run the same command again")?;
     }
     Ok(())
 }
@@ -300,6 +301,50 @@ fn over_ipv6() -> Checked {
         .succeed()?
         .expect_stderr("[::1]")?;
     compare::same(&world.near.join("a"), &world.far.join("b"))
+}
+
+#[test]
+fn sources_on_several_hosts_have_one_end() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    for (directory, name) in [("one", "a"), ("one", "same"), ("two", "same"), ("two", "c")] {
+        std::fs::create_dir_all(world.far.join(directory))?;
+        tree::file(&world.far.join(directory).join(name), 100_000, u64::from(name.as_bytes()[0]))?;
+    }
+    std::fs::write(world.far.join("two/same"), "second")?;
+    std::fs::create_dir(world.near.join("into"))?;
+    settle(&world)?;
+    let far = |host: &str, below: &str| format!("{host}:{}/{below}", world.far.display());
+    let into = world.near.join("into");
+    let run = |sources: &[String]| world.escp().args(sources).arg(&into).end();
+
+    let good = run(&[far("far", "one/a"), far("far6", "two/c")])?.expect_status(0)?;
+    ensure!(good.stderr.is_empty() && good.stdout.starts_with("2 files, 195 KiB in "), "{}", good.told());
+    ensure!(good.stdout.lines().count() == 1, "more than one summary: {}", good.told());
+    for (directory, name) in [("one", "a"), ("two", "c")] {
+        compare::same_sha256(&world.far.join(directory).join(name), &into.join(name))?;
+    }
+
+    // Neither overwrites the other, as with one host.
+    let twice = run(&[far("far", "one/same"), far("far6", "two/same"), far("far6", "no")])?.expect_status(1)?;
+    ensure!(twice.stderr.lines().count() == 2, "{}", twice.told());
+    let twice = twice.expect_stderr("another source has the same name")?.expect_stderr("/no: No such file")?;
+    ensure!(twice.stdout.starts_with("1 file, ") && twice.stdout.ends_with("; 2 failed\n"), "{}", twice.told());
+    compare::same_sha256(&world.far.join("one/same"), &into.join("same"))?;
+
+    // A host that cannot be reached keeps nobody from the next, and its status is the graver one.
+    std::fs::remove_file(into.join("c"))?;
+    let reached = run(&[far("nowhere.invalid", "x"), far("far", "no"), far("far6", "two/c")])?.expect_status(3)?;
+    ensure!(reached.stdout.is_empty(), "{}", reached.told());
+    let reached = reached.expect_stderr("cannot log in to nowhere.invalid")?.expect_stderr("/no: No such file")?;
+    reached.expect_stderr("1 file arrived whole")?;
+    compare::same_sha256(&world.far.join("two/c"), &into.join("c"))?;
+
+    // What is wrong with the target is said once.
+    let sources = [far("far", "one/a"), far("far6", "two/c")];
+    let outcome = world.escp().args(sources).arg(world.near.join("no")).end()?.expect_status(1)?;
+    ensure!(outcome.stderr.lines().count() == 1, "{}", outcome.told());
+    Ok(())
 }
 
 #[test]

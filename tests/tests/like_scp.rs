@@ -1,7 +1,7 @@
 //! The same case with escp and with the system's scp; the results are compared.
 //!
 //! Both get the same files in directories of their own. In a command line, `N/x` is a path on the near host and
-//! `F/x` one on the far host. Success or failure must agree, and so must every name, byte and mode that is
+//! `F/x` one on the far host, which is also `G/x` under another name. Success or failure must agree, and so must every name, byte and mode that is
 //! there afterwards.
 
 use escp_testkit::{Checked, Trouble, World, compare, need_root, tree};
@@ -66,6 +66,8 @@ fn compare_case(world: &World, case: &Case) -> Checked {
                 format!("{}/{below}", near.display())
             } else if let Some(below) = word.strip_prefix("F/") {
                 format!("far:{}/{below}", far.display())
+            } else if let Some(below) = word.strip_prefix("G/") {
+                format!("far6:{}/{below}", far.display())
             } else {
                 (*word).to_owned()
             }
@@ -132,6 +134,20 @@ fn several_sources() -> Checked {
         case!("one-missing", usual, "N/a" "N/nothing" "F/target"),
         case!("one-missing-down", usual, "F/a" "F/nothing" "N/target"),
         case!("file-and-tree", usual, "-r" "N/a" "N/dir" "F/target"),
+    ])
+}
+
+#[test]
+fn sources_on_several_hosts() -> Checked {
+    compare_cases(&[
+        case!("hosts", usual, "F/a" "G/b" "N/target"),
+        case!("hosts-in-turn", usual, "-r" "F/a" "G/dir" "F/b" "N/target"),
+        case!("hosts-to-missing", usual, "F/a" "G/b" "N/missing"),
+        case!("hosts-to-file", usual, "F/a" "G/b" "N/old"),
+        case!("hosts-one-missing", usual, "F/nothing" "G/b" "N/target"),
+        case!("hosts-other-missing", usual, "F/a" "G/nothing" "N/target"),
+        case!("hosts-and-patterns", many_names, "F/a?" "G/b?" "N/target"),
+        case!("hosts-one-unknown", usual, "F/a" "nowhere.invalid:b" "N/target"),
     ])
 }
 

@@ -131,7 +131,8 @@ fn errors_and_strangers_are_counted() -> Checked {
         gauge.becomes("escp_engine_sessions_active", "engine=\"uring\"", 1)?;
     }
     escp_testkit::run::send_signal(Part::NearWorker.pid(&world)?, rustix::process::Signal::KILL)?;
-    session.end()?.expect_status(4)?;
+    let lost = session.end()?.expect_status(4)?;
+    lost.expect_stderr("nothing partial has a final name; run the same command again")?;
     near.becomes("escp_sessions_total", "result=\"worker_died\"", 1)?;
     far.becomes("escp_sessions_active", "", 0)?;
     far.becomes("escp_sessions_total", "result=\"ended\"", 0)?;

@@ -65,6 +65,35 @@ fn the_bar_tells_bytes_rate_time_and_files() -> Checked {
 }
 
 #[test]
+fn sessions_with_two_hosts_have_a_bar_each_and_one_summary() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    for (name, seed) in [("one", 1), ("two", 2)] {
+        tree::file(&world.far.join(name), 24 * MIB, seed)?;
+    }
+    settle(&world)?;
+    let far = |host: &str, name: &str| format!("{host}:{}/{name}", world.far.display());
+    let run = world.escp().args(["-l", "100M"]).args([far("far", "one"), far("far6", "two")]).arg(&world.near);
+    let run = run.env("TERM", "xterm-256color");
+    let (outcome, screen) = run.on_terminal(&world.users.near, 24, 120)?.end()?;
+    let outcome = outcome.expect_status(0)?;
+    // Each draws its own way from the first per cents to the last; neither starts where the other ended.
+    let bars: Vec<&str> = outcome.stdout.match_indices(" of 24.0 MiB").map(|(at, _)| at).filter_map(|at| {
+        let line = outcome.stdout.get(..at)?;
+        line.rsplit('[').next()
+    }).collect();
+    let shares: Vec<u32> = bars
+        .iter()
+        .filter_map(|bar| bar.split_once(']')?.1.split_once('%')?.0.trim().parse().ok())
+        .collect();
+    let falls = shares.windows(2).filter(|pair| pair[1] < pair[0]).count();
+    ensure!(shares.len() > 10 && falls == 1, "{shares:?} in {:?}", outcome.stdout);
+    let summary = screen.trim();
+    ensure!(summary.starts_with("2 files, 48.0 MiB in ") && summary.lines().count() == 1, "{screen}");
+    Ok(())
+}
+
+#[test]
 fn scanning_and_moving_are_told_apart() -> Checked {
     need_root!();
     // More than may be under way at once, so that the walk waits for data that the proxy holds.

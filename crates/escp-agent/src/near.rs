@@ -8,7 +8,7 @@ use crate::control::{
 use crate::dial::{self, Family, Targets};
 use crate::establish::{self, Opening};
 use crate::link::{HangUp, Observer, SessionError, TransferOptions};
-use crate::receive::{Target, receive_files};
+use crate::receive::{TakenNames, Target, receive_files};
 use crate::send::{Source, send_files};
 use crate::status;
 use crate::tally::Tally;
@@ -92,6 +92,8 @@ pub enum NearTransfer {
         target: Vec<u8>,
         /// The target must be an existing directory, however many files the patterns match.
         directory_required: bool,
+        /// Names that this session and those with other hosts give there.
+        names: TakenNames,
     },
 }
 
@@ -361,7 +363,7 @@ async fn connect_and_move(
             let mut link = opening.into_link(stop);
             send_files(&mut link, sources.clone(), job.options, observer, &job.host).await
         }
-        NearTransfer::Download { sources: asked, target, directory_required } => {
+        NearTransfer::Download { sources: asked, target, directory_required, names } => {
             let target = if job.options.dummy {
                 Target::dummy()
             } else {
@@ -369,7 +371,7 @@ async fn connect_and_move(
                 // At least one: 0 would mean an upload.
                 let resolve = move || Target::resolve(&path, required, sources.max(1));
                 match establish::look(&mut stop, resolve).await.flatten() {
-                    Ok(target) => target.requested(asked),
+                    Ok(target) => target.requested(asked).beside(names.clone()),
                     Err(error) => return Err(opening.abort(error).await),
                 }
             };

@@ -43,6 +43,17 @@ impl Tally {
         }
     }
 
+    /// Adds the results of another session.
+    pub fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.directories += other.directories;
+        self.failed += other.failed;
+        self.integrity |= other.integrity;
+        let room = MAX_KEPT.saturating_sub(self.kept.len());
+        self.kept.extend(other.kept.into_iter().take(room));
+    }
+
     /// The exit status these results call for: 5, 1 or 0.
     #[must_use]
     pub fn status(&self) -> u8 {
