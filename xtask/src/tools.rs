@@ -52,6 +52,7 @@ pub(crate) const TEST: &[Need] = &[
     program("nsenter", "util-linux"),
     program("losetup", "mount"),
     program("capsh", "libcap2-bin"),
+    program("setfacl", "acl"),
     program("mkfs.ext4", "e2fsprogs"),
     program("mkfs.xfs", "xfsprogs"),
     program("mkfs.btrfs", "btrfs-progs"),
