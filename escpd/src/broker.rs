@@ -91,9 +91,8 @@ pub(crate) fn run(mut setup: Setup) -> Result<(), String> {
 
 struct Broker {
     setup: Setup,
-    /// Held for its file's sake; [`Broker::listener`] accepts.
-    _local: LocalSocket,
-    listener: Listener,
+    /// What local users connect to, and the file it lies at; `None` once the daemon drains.
+    local: Option<(Listener, LocalSocket)>,
     ports: Vec<u16>,
     hall: Hall,
     paces: Paces,
@@ -150,8 +149,7 @@ impl Broker {
         Ok(Self {
             paces: Paces::new(setup.config.limits.rate_per_uid),
             setup,
-            _local: local,
-            listener,
+            local: Some((listener, local)),
             ports: numbers,
             hall: Hall { ledger, routes, phase: watched },
             phase,
@@ -206,8 +204,14 @@ impl Broker {
                 None => std::future::pending().await,
             }
         };
+        let connection = async {
+            match &self.local {
+                Some((listener, _)) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            connection = self.listener.accept() => Happened::Connection(connection),
+            connection = connection => Happened::Connection(connection),
             _ = self.signals.terminate.recv() => Happened::Stop,
             _ = self.signals.interrupt.recv() => Happened::Stop,
             _ = self.signals.hang_up.recv() => Happened::Reload,
@@ -239,9 +243,6 @@ impl Broker {
 
     fn objection(&self, uid: u32) -> Option<(TurnedAway, String)> {
         let (limits, ledger) = (&self.setup.config.limits, &self.hall.ledger);
-        if self.draining.load(Relaxed) {
-            return Some((TurnedAway::Stopping, "escpd is stopping and takes no new session".to_owned()));
-        }
         if ledger.active_of(uid) >= limits.sessions_per_uid {
             let why = format!(
                 "this user has {} sessions with escpd, as many as one user may (limits.sessions_per_uid)",
@@ -291,8 +292,13 @@ impl Broker {
     }
 
     /// Takes no new session; returns when those that are left have to end.
+    ///
+    /// Who comes to a socket that the service manager holds waits there for the next daemon; one of this daemon's
+    /// own goes now, so that nobody waits for one that may never come. The data ports stay: sessions that are
+    /// left still dial.
     fn drain(&mut self) -> Instant {
         let grace = self.setup.config.grace_period;
+        self.local = None;
         self.draining.store(true, Relaxed);
         let _ = self.phase.send(Phase::Draining);
         tracing::info!(

@@ -64,8 +64,6 @@ named! {
         SessionsTotal => "sessions_total",
         /// As many sessions as one user may have.
         SessionsPerUser => "sessions_per_user",
-        /// The daemon is stopping.
-        Stopping => "stopping",
         /// No worker could be started.
         Unable => "unable",
     }

@@ -364,12 +364,29 @@ fn daemon_ends(scene: &mut Scene) -> Checked {
 fn a_daemon_that_is_stopped_lets_its_sessions_end() -> Checked {
     need_root!();
     let (mut scene, running) = drained("10m", false)?;
-    // No new session meanwhile, and a sentence why.
-    let refused = scene.way.escp(&scene.world, &[], &["small"], "target/small").end()?.expect_status(3)?;
-    ensure!(refused.stderr.contains("escpd is stopping"), "{}", refused.told());
     scene.world.proxy()?.release();
     running.end()?.expect_status(0)?;
     compare::same_sha256(&scene.world.near.join("big"), &scene.target().join("big"))?;
+    daemon_ends(&mut scene)
+}
+
+#[test]
+fn while_a_daemon_drains_its_users_do_without() -> Checked {
+    need_root!();
+    let plan = Plan::new(Host::Daemon, Host::Daemon).config("grace_period: 10m\n");
+    let mut scene = Scene::new(plan, Way::Up)?;
+    let running = scene.moving()?;
+    let daemon = scene.world.far_daemon.as_mut().ok_or_else(|| Trouble::new("no daemon"))?;
+    daemon.running().signal(Signal::TERM)?;
+    let socket = daemon.socket.clone();
+    wait_until("the daemon to drain", GONE, || !socket.exists())?;
+    let outcome = scene.serves(&["-v"])?;
+    // The daemon keeps its ports for the session that is left.
+    for said in ["embedded engine", "are all taken on this host"] {
+        ensure!(outcome.stderr.contains(said), "{}", outcome.told());
+    }
+    running.signal(Signal::INT)?;
+    running.end()?.expect_status(130)?;
     daemon_ends(&mut scene)
 }
 

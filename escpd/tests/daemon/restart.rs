@@ -1,7 +1,8 @@
 //! The daemon's own end, and what outlives it.
 
-use crate::harness::{DAEMON_UID, Daemon, SOON, is_root, until};
-use escp_engine_api::{Direction, EngineKind, Event};
+use crate::harness::{DAEMON_UID, Daemon, SOON, is_root, open, options, until};
+use escp_engine_api::{Direction, EngineKind, Event, Side};
+use escp_ipc::ConnectError;
 use escp_sys::seqpacket;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn told_to_stop_it_lets_sessions_end_and_takes_no_new_one() {
@@ -17,8 +18,10 @@ async fn told_to_stop_it_lets_sessions_end_and_takes_no_new_one() {
     let (mut near, mut far) = daemon.pair(1, EngineKind::Posix).await;
     daemon.signal(Signal::TERM);
     until("it drains", || daemon.log().contains("sessions may end by themselves"));
-    let refused = escp_ipc::connect(&daemon.socket).await.unwrap_err().to_string();
-    assert_eq!(refused, "escpd is stopping and takes no new session");
+    // Nothing is there for a new agent, which uses an engine of its own then.
+    let absent = escp_ipc::connect(&daemon.socket).await.unwrap_err();
+    assert!(matches!(absent, ConnectError::Absent { .. }), "{absent}");
+    assert!(!daemon.socket.exists());
     assert!(!daemon.has_ended());
     for party in [&near, &far] {
         party.finish(0).await;
@@ -29,8 +32,40 @@ async fn told_to_stop_it_lets_sessions_end_and_takes_no_new_one() {
     }
     drop((near, far));
     assert!(daemon.ended().success());
-    assert!(!daemon.socket.exists());
     assert!(daemon.log().contains("escpd has stopped"));
+}
+
+/// The daemon's command, with a descriptor that a service manager would pass.
+fn passing(daemon: &Daemon, name: &str, socket: OwnedFd) -> Command {
+    let script =
+        "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=$1; shift; exec \"$@\"";
+    let inner = daemon.command();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "sh", name]).arg(inner.get_program()).args(inner.get_args()).stdin(socket);
+    shell
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_to_a_managers_socket_while_a_daemon_drains_is_served_by_the_next() {
+    let mut daemon = Daemon::prepared("");
+    let kept = seqpacket::listen(&daemon.socket, 0o666, 16).unwrap();
+    let command = passing(&daemon, "local", kept.try_clone().unwrap());
+    daemon.launch(command);
+    let (near, far) = daemon.pair(1, EngineKind::Posix).await;
+    daemon.signal(Signal::TERM);
+    until("it drains", || daemon.log().contains("sessions may end by themselves"));
+    let socket = daemon.socket.clone();
+    let mut waiting = tokio::spawn(async move { escp_ipc::connect(&socket).await });
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
+    assert!(early.is_err(), "it was answered: {:?}", early.map(|answer| answer.unwrap().err()));
+    drop((near, far));
+    assert!(daemon.ended().success());
+    assert!(!daemon.log().contains("got no session"), "{}", daemon.log());
+
+    let command = passing(&daemon, "local", kept);
+    daemon.launch(command);
+    let engine = waiting.await.unwrap().unwrap();
+    open(engine, options(2, Side::Near, Direction::Send, EngineKind::Dummy)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,13 +148,8 @@ async fn data_ports_outlive_the_daemon_in_the_managers_store() {
     let passed = TcpListener::from(kept.remove(&format!("port-{port}")).unwrap());
     drop(kept);
     let inode = rustix::fs::fstat(&passed).unwrap().st_ino;
-    let mut shell = Command::new("sh");
-    let script =
-        "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=$1; shift; exec \"$@\"";
-    let inner = daemon.command();
-    shell.args(["-c", script, "sh", &format!("port-{port}")]);
-    shell.arg(inner.get_program()).args(inner.get_args()).stdin(OwnedFd::from(passed));
-    daemon.launch(shell);
+    let command = passing(&daemon, &format!("port-{port}"), passed.into());
+    daemon.launch(command);
     if is_root() {
         let held = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
         let links: Vec<_> = held.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok()).collect();
