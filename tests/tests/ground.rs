@@ -2,8 +2,11 @@
 
 use escp_testkit::mount::{Kind, Mount};
 use escp_testkit::proxy::Action;
+use escp_testkit::run::wait_until;
 use escp_testkit::sshd::{Sshd, SshdOptions};
-use escp_testkit::{Checked, compare, ensure, need_root, network::Network, scratch, tree, users};
+use escp_testkit::{Checked, Host, Trouble, World};
+use escp_testkit::{compare, ensure, need_root, network::Network, processes, scratch, tree, users};
+use rustix::process::Signal;
 use std::time::Duration;
 
 #[test]
@@ -28,6 +31,28 @@ fn scp_copies_between_two_users_through_a_private_sshd() -> Checked {
     compare::same(&near.join("tree"), &far.join("copy"))?;
     compare::same_modes(&near.join("tree"), &far.join("copy"))?;
     compare::same_sha256(&near.join("tree/sizes/size-4097"), &far.join("copy/sizes/size-4097"))
+}
+
+#[test]
+fn sessions_end_with_their_sshd() -> Checked {
+    need_root!();
+    let world = World::start(Host::Embedded, Host::Embedded)?;
+    let client = world
+        .on_near("ssh")
+        .arg("-F")
+        .arg(&world.sshd.client_config)
+        .args(["far", "sleep", "500"])
+        .start()?;
+    let sleeps = |pid: &u32| processes::read(*pid).is_some_and(|process| process.command == "sleep 500");
+    let patience = Duration::from_secs(20);
+    wait_until("the session", patience, || world.sshd.sessions().iter().any(sleeps))?;
+    let sessions = world.sshd.sessions();
+    // A client that is not there any more, as far as its session can tell, but has not hung up.
+    client.signal(Signal::STOP)?;
+    drop(world.sshd);
+    let left = || sessions.iter().filter_map(|pid| processes::read(*pid)).collect::<Vec<_>>();
+    wait_until("its processes to end", patience, || left().is_empty())
+        .map_err(|trouble| Trouble::new(format!("{trouble:?}: {:#?}", left())))
 }
 
 #[test]

@@ -4,7 +4,8 @@ use crate::clock::Stopwatch;
 use crate::network::Network;
 use crate::run::{self, Run, Running};
 use crate::users::User;
-use crate::{Checked, Trouble, scratch};
+use crate::{Checked, Trouble, processes, scratch};
+use rustix::process::Signal;
 use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -33,7 +34,7 @@ const PASSWORD_HASH: &str =
 /// Runs a program that sees other files at places of the system: `$1` at `$2`, `$3` at `$4`.
 const ELSEWHERE: &str = "mount --bind $1 $2 && mount --bind $3 $4 && shift 4 && exec \"$@\"";
 
-/// A running sshd on 127.0.0.1, ::1 and the address that was asked for. Stopped when dropped.
+/// A running sshd on 127.0.0.1, ::1 and the address that was asked for. Killed when dropped, with its sessions.
 #[derive(Debug)]
 pub struct Sshd {
     /// Its port.
@@ -94,12 +95,38 @@ impl Sshd {
         Err(last)
     }
 
+    /// Process ids of its sessions and of all that runs in them.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<u32> {
+        processes::descendants(self.running.pid())
+    }
+
     /// What sshd has logged.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn log(&mut self) -> Checked<String> {
         self.running.stderr()
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        // Sessions outlive the sshd that took them in, and with the network gone they never hear of the other end.
+        // While it is stopped it takes in no more, and waits for none, so that no number is another process's.
+        if !self.running.is_running().unwrap_or(false) || self.running.signal(Signal::STOP).is_err() {
+            return;
+        }
+        for _ in 0..100 {
+            let sessions = self.sessions();
+            if sessions.is_empty() {
+                break;
+            }
+            for pid in sessions {
+                let _ = run::send_signal(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
