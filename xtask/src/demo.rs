@@ -1,7 +1,8 @@
 //! `cargo xtask demo`: real data from disk to disk, there and back, through two escpd and a real ssh.
 //!
 //! Everything is private to the run: an sshd with throwaway keys on a free port of loopback, users of its own
-//! (as root), daemons on two port ranges. All of it is gone afterwards.
+//! (as root), daemons on two port ranges. All of it is gone afterwards, also after Ctrl-C; what stays is the build
+//! in target/, packages that were installed, and empty lock files in the directory that tests share.
 
 use crate::{run, tools};
 use escp_testkit::daemon::{Daemon, DaemonOptions};
@@ -11,7 +12,7 @@ use escp_testkit::scratch::{Scratch, give};
 use escp_testkit::sshd::{Sshd, SshdOptions, free_port};
 use escp_testkit::tree::{self, MIB};
 use escp_testkit::users::{self, User, Users};
-use escp_testkit::{Checked, Trouble, programs};
+use escp_testkit::{Checked, Trouble, interruption, programs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,19 +26,25 @@ const SPACE: u64 = 4 * 1024 * MIB;
 /// Shows it all, and says at the end in one line how it went.
 pub(crate) fn run(_arguments: &[String]) -> Result<(), String> {
     run::step("programs the demo needs", || tools::provide(tools::DEMO))?;
-    let mut programs = PathBuf::new();
+    let mut built = PathBuf::new();
     run::step("release build", || {
-        programs = programs::installed_release().map_err(|trouble| format!("{trouble:?}"))?;
+        built = programs::built_for_release().map_err(told)?;
         Ok(())
     })?;
-    let had_users = users::exist().map_err(|trouble| format!("{trouble:?}"))?;
-    let shown = show(&programs);
-    if users::is_root() && !had_users {
-        users::remove_users().map_err(|trouble| format!("{trouble:?}"))?;
+    interruption::catch().map_err(told)?;
+    let shown = show(&built);
+    let cleared = if users::is_root() { users::give_back().map_err(told) } else { Ok(()) };
+    if interruption::asked() {
+        return Err(cleared.err().unwrap_or_else(|| "interrupted; what the demo made is gone".to_owned()));
     }
     let line = shown.map_err(|trouble| format!("DEMO FAILED: {trouble:?}"))?;
+    cleared?;
     run::say(&line);
     Ok(())
+}
+
+fn told(trouble: Trouble) -> String {
+    format!("{trouble:?}")
 }
 
 /// The two hosts of the demo, which are one machine.
@@ -53,8 +60,8 @@ struct Stage {
     _scratch: Scratch,
 }
 
-fn show(programs: &Path) -> Checked<String> {
-    let stage = Stage::set(programs)?;
+fn show(built: &Path) -> Checked<String> {
+    let stage = Stage::set(built)?;
     run::say("==> data");
     let (files, bytes) = stage.make_data()?;
     run::say(&format!("    {files} files, {:.2} GiB in {}", gib(bytes), stage.near.join("data").display()));
@@ -110,10 +117,10 @@ fn gib(bytes: u64) -> f64 {
 }
 
 impl Stage {
-    fn set(programs: &Path) -> Checked<Self> {
+    fn set(built: &Path) -> Checked<Self> {
         run::say("==> a private sshd and two escpd");
         let users = if users::is_root() {
-            users::users()?
+            users::borrow()?
         } else {
             run::say("    not root: one user, you, plays all parts, and the daemons could reach your files");
             let own = users::current()?;
@@ -132,6 +139,8 @@ impl Stage {
         let near = scratch.directory("near", Some(&users.near), 0o700)?;
         let far = scratch.directory("far", Some(&users.far), 0o700)?;
         let ssh = scratch.directory("ssh", None, 0o755)?;
+        let programs = scratch.directory("programs", None, 0o755)?;
+        programs::copy(built, &programs)?;
         let network = Network::of_this_machine();
         let daemon = |name: &str, ports: (u16, u16)| -> Checked<Daemon> {
             let directory = scratch.directory(name, Some(&users.daemon), 0o755)?;
@@ -158,7 +167,6 @@ impl Stage {
             "    sshd on 127.0.0.1:{}; {} copies to {}",
             sshd.port, users.near.name, users.far.name
         ));
-        let programs = programs.to_path_buf();
         Ok(Self { near_daemon, far_daemon, sshd, near, far, users, programs, _scratch: scratch })
     }
 

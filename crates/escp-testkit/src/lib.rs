@@ -10,6 +10,7 @@
 pub mod clock;
 pub mod compare;
 pub mod daemon;
+pub mod interruption;
 pub mod lock;
 pub mod mount;
 pub mod network;

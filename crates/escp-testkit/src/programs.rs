@@ -27,16 +27,27 @@ pub fn installed() -> Checked<PathBuf> {
     install(&built, &lock::shared_directory()?.join("programs"))
 }
 
-/// The same for a release build of the tree.
+/// Builds `escp` and `escpd` for release; returns the directory that they are in.
 ///
 /// # Errors
-/// When they cannot be built or copied.
-pub fn installed_release() -> Checked<PathBuf> {
+/// When they cannot be built.
+pub fn built_for_release() -> Checked<PathBuf> {
     let directory = build_directory()?;
     let _one_at_a_time = lock::hold_at(&directory.join(".escp-tests.lock"))?;
-    let built = directory.parent().unwrap_or(&directory).join("release");
     compile(true)?;
-    install(&built, &lock::shared_directory()?.join("programs"))
+    Ok(directory.parent().unwrap_or(&directory).join("release"))
+}
+
+/// Copies them from a build directory to one that every user reaches.
+///
+/// # Errors
+/// When they are not there, or cannot be copied.
+pub fn copy(built: &Path, to: &Path) -> Checked {
+    for (_, program) in PROGRAMS {
+        std::fs::copy(built.join(program), to.join(program))?;
+        std::fs::set_permissions(to.join(program), Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 /// Copies the programs of a build directory below `store`, to a place named after what they are.
@@ -59,10 +70,7 @@ fn install(built: &Path, store: &Path) -> Checked<PathBuf> {
     let fresh = store.join(format!("new-{}", std::process::id()));
     std::fs::create_dir(&fresh)?;
     std::fs::set_permissions(&fresh, Permissions::from_mode(0o755))?;
-    for (_, program) in PROGRAMS {
-        std::fs::copy(built.join(program), fresh.join(program))?;
-        std::fs::set_permissions(fresh.join(program), Permissions::from_mode(0o755))?;
-    }
+    copy(built, &fresh)?;
     std::fs::rename(&fresh, &target)?;
     Ok(target)
 }

@@ -3,7 +3,7 @@
 use crate::clock::Stopwatch;
 use crate::network::Network;
 use crate::users::User;
-use crate::{Checked, Trouble};
+use crate::{Checked, Trouble, interruption};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -156,6 +156,7 @@ impl<'a> Run<'a> {
     }
 
     fn launch(self, stdout: File, stderr: File) -> Checked<Running> {
+        interruption::check()?;
         let shown = shown(&self.command);
         let mut command = self.command;
         let start = Stopwatch::start();
@@ -171,15 +172,12 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// When it cannot be started or fails.
-    pub fn show(mut self) -> Checked<Duration> {
-        let shown = shown(&self.command);
-        let mut command = std::mem::replace(&mut self.command, Command::new("true"));
+    pub fn show(self) -> Checked<Duration> {
         let start = Instant::now();
-        let status = match self.network {
-            Some(network) => network.inside(|| command.status())??,
-            None => command.status()?,
-        };
-        if status.success() { Ok(start.elapsed()) } else { Err(Trouble::new(format!("{shown}: {status}"))) }
+        let mut running = self.launch(tempfile::tempfile()?, tempfile::tempfile()?)?;
+        let status = running.status(Duration::MAX)?;
+        let took = start.elapsed();
+        if status.success() { Ok(took) } else { Err(Trouble::new(format!("{}: {status}", running.shown))) }
     }
 
     /// Runs it to its end, whatever that is.
@@ -249,19 +247,7 @@ impl Running {
     /// # Errors
     /// When it runs longer than it may; it is killed then.
     pub fn end(mut self) -> Checked<Outcome> {
-        let status = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
-            if self.is_late() {
-                let (out, err) = (self.stdout()?, self.stderr()?);
-                return Err(Trouble::new(format!(
-                    "{} still runs after {:?}\n--- stdout\n{out}\n--- stderr\n{err}",
-                    self.shown, self.patience
-                )));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
+        let status = self.status(self.patience)?;
         Ok(Outcome {
             status,
             stdout: whole(&mut self.stdout)?,
@@ -269,6 +255,24 @@ impl Running {
             took: self.start.elapsed(),
             shown: self.shown.clone(),
         })
+    }
+
+    /// Waits for its end, no longer than `patience` or until this process is interrupted.
+    fn status(&mut self, patience: Duration) -> Checked<ExitStatus> {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            interruption::check()?;
+            if self.start.elapsed() > patience {
+                let (out, err) = (self.stdout()?, self.stderr()?);
+                return Err(Trouble::new(format!(
+                    "{} still runs after {patience:?}\n--- stdout\n{out}\n--- stderr\n{err}",
+                    self.shown
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Real unprivileged users, made once per machine and kept.
 
+use crate::clock::Stopwatch;
 use crate::{Checked, Trouble, lock};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 /// A user of the system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,25 +43,70 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The users, made if they are not there yet.
+/// The users, made if they are not there yet; they stay.
 ///
 /// # Errors
 /// When one cannot be made.
 pub fn users() -> Checked<Users> {
     let _one_at_a_time = lock::hold("users")?;
+    let mark = mark()?;
+    if mark.exists() {
+        std::fs::remove_file(mark)?;
+    }
+    all()
+}
+
+/// The users, for a task that leaves nothing behind: [`give_back`] removes those that are not there yet, or that
+/// an earlier such task could not give back.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn borrow() -> Checked<Users> {
+    let _one_at_a_time = lock::hold("users")?;
+    let mut there = false;
+    for name in [NEAR, FAR, DAEMON, STRANGER] {
+        there |= find(name)?.is_some();
+    }
+    if !there {
+        std::fs::write(mark()?, "")?;
+    }
+    all()
+}
+
+/// Removes users that were made by [`borrow`], with their homes, unless a test has come to use them since.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn give_back() -> Checked {
+    let _one_at_a_time = lock::hold("users")?;
+    let mark = mark()?;
+    if !mark.exists() {
+        return Ok(());
+    }
+    for name in [NEAR, FAR, DAEMON, STRANGER] {
+        remove(name)?;
+    }
+    Ok(std::fs::remove_file(mark)?)
+}
+
+/// Lies there as long as the users are to be removed.
+fn mark() -> Checked<PathBuf> {
+    Ok(lock::shared_directory()?.join("users-are-borrowed"))
+}
+
+fn all() -> Checked<Users> {
     Ok(Users { near: user(NEAR)?, far: user(FAR)?, daemon: user(DAEMON)?, stranger: user(STRANGER)? })
 }
 
-/// Removes the users that [`users`] made, with their homes.
-///
-/// # Errors
-/// When userdel cannot be run. A user that is not there is none.
-pub fn remove_users() -> Checked {
-    let _one_at_a_time = lock::hold("users")?;
-    for name in [NEAR, FAR, DAEMON, STRANGER] {
-        if find(name)?.is_some() {
-            Command::new("userdel").args(["--remove", name]).output()?;
+fn remove(name: &str) -> Checked {
+    let start = Stopwatch::start();
+    while find(name)?.is_some() {
+        let done = Command::new("userdel").args(["--remove", name]).output()?;
+        // A process of the user's may not have ended yet.
+        if start.elapsed() > Duration::from_secs(20) {
+            return Err(Trouble::new(format!("userdel {name}: {}", String::from_utf8_lossy(&done.stderr))));
         }
+        std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
 }
@@ -77,14 +124,6 @@ fn user(name: &str) -> Checked<User> {
         return Err(Trouble::new(format!("useradd {name}: {}", String::from_utf8_lossy(&made.stderr))));
     }
     find(name)?.ok_or_else(|| Trouble::new(format!("useradd made no {name}")))
-}
-
-/// Whether any user that [`users`] makes is there.
-///
-/// # Errors
-/// When the user database cannot be read.
-pub fn exist() -> Checked<bool> {
-    Ok(find(NEAR)?.is_some() || find(FAR)?.is_some() || find(DAEMON)?.is_some())
 }
 
 /// The user this process runs as.
