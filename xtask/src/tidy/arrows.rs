@@ -18,18 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("escp-agent", &["escp-proto", "escp-crypto", "escp-sys", "escp-engine-api"]),
     // The broker proves first packets with the session's routing key, a type of escp-crypto.
     ("escpd", &["escp-engine", "escp-ipc", "escp-config", "escp-sys", "escp-engine-api", "escp-crypto"]),
-    (
-        "escp-cli",
-        &[
-            "escp-agent",
-            "escp-ipc",
-            "escp-engine",
-            "escp-config",
-            "escp-sys",
-            "escp-engine-api",
-            "escp-proto",
-        ],
-    ),
+    ("escp-cli", &["escp-agent", "escp-ipc", "escp-engine", "escp-config", "escp-sys", "escp-engine-api"]),
     ("escp-testkit", &["escp-sys"]),
     ("xtask", &["escp-testkit"]),
     // Tests and benches may look at everything.
