@@ -1,5 +1,6 @@
 //! What the whole-program tests share: a copy in either direction between the two hosts of a world.
 
+pub mod calls;
 pub mod parts;
 
 use escp_testkit::run::{Outcome, Run};

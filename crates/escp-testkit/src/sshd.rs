@@ -47,6 +47,12 @@ pub struct Sshd {
 }
 
 impl Sshd {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
     /// Starts one whose files lie in `directory` (which must exist). `near` may log in as `far`.
     ///
     /// # Errors

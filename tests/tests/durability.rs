@@ -1,0 +1,209 @@
+//! What makes a file durable, and when: seen at the system calls of the receiving side, on a real disk.
+
+use escp_testkit::mount::{Kind, Mount};
+use escp_testkit::run::{Outcome, program};
+use escp_testkit::{Checked, Host, Trouble, World, compare, ensure, need_root, skip, tree};
+use escp_tests::calls::{Call, Calls, Strace, Waiting};
+use escp_tests::{Way, parts, settle};
+use std::collections::BTreeSet;
+
+const BIG: u64 = 5 * tree::MIB + 17;
+/// Small files, each in a directory of its own: of so many, some are made durable together.
+const SMALL: usize = 12;
+/// Calls that make durable; none of them may happen with --no-fsync.
+const SYNCS: [&str; 5] = ["fdatasync", "fsync", "syncfs", "sync", "sync_file_range"];
+const WATCHED: &str = "fdatasync,fsync,syncfs,sync,sync_file_range,rename,renameat,renameat2,mkdir,mkdirat,pwrite64,\
+                       ftruncate,fallocate";
+
+/// Two hosts, of which the receiver's files lie on a disk, and a tree to copy there.
+struct Scene {
+    _disk: Mount,
+    world: World,
+    way: Way,
+}
+
+/// A copy that was watched.
+struct Copied {
+    outcome: Outcome,
+    seen: Calls,
+    /// Process id of the CLI.
+    cli: u32,
+}
+
+impl Scene {
+    fn new(way: Way, host: Host) -> Checked<Self> {
+        let world = World::start(host, host)?;
+        let (user, directory) = world.side(way == Way::Up);
+        let disk = Mount::new(Kind::Ext4, &directory.join("disk"), 64, user, "")?;
+        let source = way.source(&world).join("tree");
+        std::fs::create_dir(&source)?;
+        tree::file(&source.join("big"), BIG, 1)?;
+        for number in 0..SMALL {
+            std::fs::create_dir(source.join(format!("d{number}")))?;
+            tree::file(&source.join(format!("d{number}/small{number}")), 1000, number as u64)?;
+        }
+        settle(&world)?;
+        Ok(Self { _disk: disk, world, way })
+    }
+
+    /// Copies the tree while the receiving side (agent, engine, and the CLI in any case) is watched.
+    fn copy(&self, flags: &[&str], more: &[&str]) -> Checked<Copied> {
+        let world = &self.world;
+        let flags = [&["-r"], flags].concat();
+        let waiting = Waiting::new(world, self.way.escp(world, &flags, &["tree"], "disk/copy"))?;
+        let cli = waiting.pid();
+        let (engine, agent) = match self.way {
+            Way::Up => (&world.far_daemon, Some(world.sshd.pid())),
+            Way::Down => (&world.near_daemon, None),
+        };
+        let pids: Vec<u32> =
+            std::iter::once(cli).chain(agent).chain(engine.as_ref().map(|d| d.pid())).collect();
+        let strace = Strace::attach(world, &pids, WATCHED, more)?;
+        let outcome = waiting.go()?.end()?;
+        Ok(Copied { outcome, seen: strace.seen()?, cli })
+    }
+}
+
+/// The words of a renameat(2): directory, temporary and final name.
+fn renamed(call: &Call) -> Option<(&str, &str, &str)> {
+    let directory = call.text.split_once('<')?.1.split_once('>')?.0;
+    let mut names = call.text.split('"').skip(1).step_by(2);
+    let (old, new) = (names.next()?, names.next()?);
+    old.starts_with(".escp-").then_some((directory, old, new))
+}
+
+/// Insists that a call happened as `when` says.
+#[track_caller]
+fn happened(seen: &Calls, what: &str, when: impl FnMut(&&Call) -> bool) -> Checked<usize> {
+    let found = seen.calls.iter().find(when).map(|call| call.ended);
+    found.ok_or_else(|| Trouble::new(format!("{what}: not among {:#?}", seen.calls)))
+}
+
+/// Insists that what was named in `directory` at `named` was made durable before `end`.
+#[track_caller]
+fn names_are_durable(seen: &Calls, directory: &str, named: usize, end: usize) -> Checked {
+    happened(seen, &format!("a sync of {directory} after {named} and before {end}"), |call| {
+        let whole = call.is("syncfs") && call.result == Some(0) && call.text.contains("/disk");
+        (call.did("fsync", directory) || whole) && call.begun > named && call.ended < end
+    })
+    .map(drop)
+}
+
+/// Insists on the order: data, their sync, the name, the sync of its directory, the end.
+fn durable_in_order(copied: &Copied) -> Checked {
+    let seen = &copied.seen;
+    let end = seen.end_of(copied.cli)?;
+    let mut names = BTreeSet::new();
+    for call in seen.calls.iter().filter(|call| call.text.starts_with("rename") && call.result == Some(0)) {
+        let Some((directory, temporary, name)) = renamed(call) else { continue };
+        let path = format!("{directory}/{temporary}");
+        let synced = happened(seen, &format!("fdatasync of {name} before {}", call.begun), |sync| {
+            sync.did("fdatasync", &path) && sync.ended < call.begun
+        })?;
+        let late = |change: &&Call| change.text.contains(&format!("<{path}>")) && change.ended > synced;
+        let late: Vec<&Call> = seen.named("pwrite64").chain(seen.named("ftruncate")).filter(late).collect();
+        ensure!(late.is_empty(), "{name} was changed after it was made durable: {late:#?}");
+        names_are_durable(seen, directory, call.ended, end)?;
+        names.insert(name.to_owned());
+    }
+    let wanted = (0..SMALL).map(|number| format!("small{number}")).chain(["big".to_owned()]).collect();
+    ensure!(names == wanted, "renamed were {names:?}");
+    let made: Vec<&Call> = seen.named("mkdirat").filter(|call| call.text.contains("/disk")).collect();
+    ensure!(made.len() > SMALL, "directories made: {made:#?}");
+    for call in made {
+        let parent =
+            call.text.split_once('<').and_then(|(_, rest)| rest.split_once('>')).unwrap_or_default().0;
+        names_are_durable(seen, parent, call.ended, end)?;
+    }
+    Ok(())
+}
+
+fn durable(way: Way, host: Host) -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    let scene = Scene::new(way, host)?;
+    let copied = scene.copy(&[], &[])?;
+    let told = copied.outcome.told();
+    ensure!(copied.outcome.code() == 0, "{told}");
+    durable_in_order(&copied)?;
+    // The space of the big file is reserved before it is written.
+    let reserved = copied.seen.named("fallocate").any(|call| {
+        call.result == Some(0) && call.text.contains("/.escp-") && call.text.ends_with(&format!("0, {BIG})"))
+    });
+    ensure!(reserved, "no fallocate of {BIG} bytes\n{:#?}", copied.seen.calls);
+    compare::same(&way.source(&scene.world).join("tree"), &way.target(&scene.world).join("disk/copy"))
+}
+
+#[test]
+fn files_and_names_are_durable_before_success_going_up() -> Checked {
+    durable(Way::Up, Host::Embedded)
+}
+
+#[test]
+fn files_and_names_are_durable_before_success_coming_down() -> Checked {
+    durable(Way::Down, Host::Embedded)
+}
+
+#[test]
+fn files_and_names_are_durable_before_success_between_daemons() -> Checked {
+    durable(Way::Up, Host::Daemon)?;
+    durable(Way::Down, Host::Daemon)
+}
+
+#[test]
+fn without_fsync_nothing_is_made_durable() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    for (way, host) in [(Way::Up, Host::Embedded), (Way::Down, Host::Daemon)] {
+        let scene = Scene::new(way, host)?;
+        let copied = scene.copy(&["--no-fsync"], &[])?;
+        let told = copied.outcome.told();
+        ensure!(copied.outcome.code() == 0, "{told}");
+        let renames = copied.seen.calls.iter().filter_map(renamed).count();
+        ensure!(renames == SMALL + 1, "{renames} renames were seen");
+        let scratch = scene.world.scratch.path().to_string_lossy().into_owned();
+        let ours = |call: &&Call| call.text.contains(&scratch) || call.is("sync");
+        let syncs: Vec<&Call> = SYNCS.iter().flat_map(|name| copied.seen.named(name)).filter(ours).collect();
+        ensure!(syncs.is_empty(), "{way:?} with --no-fsync: {syncs:#?}");
+        compare::same(&way.source(&scene.world).join("tree"), &way.target(&scene.world).join("disk/copy"))?;
+    }
+    Ok(())
+}
+
+/// What fails at one call of the receiving side: which files are named, and with which words.
+#[test]
+fn an_error_of_any_of_these_calls_fails_what_it_was_for() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    let numbers = format!("{BIG} bytes: No space left on device ({BIG} bytes needed, ");
+    for (host, call, error, words, small_arrive) in [
+        (Host::Embedded, "fsync,syncfs", "EIO", "its name may not outlive a crash", false),
+        (Host::Daemon, "fdatasync", "EIO", "nput/output error", false),
+        (Host::Embedded, "fallocate", "ENOSPC", &numbers, true),
+    ] {
+        let scene = Scene::new(Way::Up, host)?;
+        let inject = format!("inject={call}:error={error}");
+        let outcome = scene.copy(&[], &["-e", &inject])?.outcome.expect_status(1)?;
+        let told =
+            |name: &str| outcome.stderr.lines().any(|line| line.contains(name) && line.contains(words));
+        ensure!(told("/big: "), "{call}: big is not named with '{words}'\n{}", outcome.told());
+        let copy = scene.world.far.join("disk/copy");
+        // Without its directory's sync a file is there, and not promised.
+        ensure!(copy.join("big").exists() == call.starts_with("fsync"), "{call}: big\n{}", outcome.told());
+        for number in 0..SMALL {
+            let name = format!("d{number}/small{number}");
+            ensure!(told(&name) != small_arrive, "{call}: {name}\n{}", outcome.told());
+            if small_arrive {
+                compare::same_sha256(&scene.world.near.join("tree").join(&name), &copy.join(&name))?;
+            }
+        }
+        ensure!(parts::temporaries(&copy)?.is_empty(), "{call} left a temporary file");
+    }
+    Ok(())
+}
