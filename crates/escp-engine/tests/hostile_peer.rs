@@ -8,8 +8,8 @@ use escp_engine_api::{
     Command, Direction, EngineHandle, Event, Failure, Fault, FileSpec, JobOptions, Listen, Secret, SessionId,
     Side,
 };
-use escp_proto::block::{BlockHeader, HOLE, PACKED, ZSTD};
-use escp_proto::first_packet::{ANSWER_LEN, Answer, FirstPacket};
+use escp_proto::block::{BlockHeader, HEADER_LEN, HOLE, PACKED, ZSTD};
+use escp_proto::first_packet::{ANSWER_LEN, Answer, FIRST_PACKET_LEN, FirstPacket};
 use escp_proto::message::{EngineMessage, Message};
 use escp_proto::record::{Iv, Kind};
 use std::io::{Read, Write};
@@ -22,6 +22,9 @@ const BLOCK: u32 = 256 * 1024;
 const SESSION: [u8; 16] = [7; 16];
 const SECRET: [u8; 32] = [9; 32];
 const SIZE: u64 = 3 * BLOCK as u64;
+/// The longest payload of a record: a block's header and a whole block.
+#[expect(clippy::cast_possible_truncation, reason = "32")]
+const GREATEST: u32 = HEADER_LEN as u32 + BLOCK;
 
 /// A lane of the hostile sender.
 struct Stream {
@@ -38,8 +41,7 @@ impl Stream {
         let master = MasterSecret::from_bytes(SECRET);
         let route = master.route_key(&SESSION);
         let nonce = [u8::try_from(number).unwrap() + 1; 16];
-        let proof = route.proof(&[&FirstPacket::proven(number, &SESSION, &nonce)]);
-        let packet = FirstPacket { stream: number, session: SESSION, nonce, proof }.encode();
+        let packet = first_packet(number, nonce);
         socket.write_all(&packet).unwrap();
         let mut answer = [0; ANSWER_LEN];
         socket.read_exact(&mut answer).unwrap();
@@ -75,6 +77,13 @@ impl Stream {
         // The engine may have hung up already: that is what these tests are about.
         let _ = self.socket.write_all(bytes);
     }
+}
+
+/// A first packet of the session, properly proven.
+fn first_packet(stream: u16, nonce: [u8; 16]) -> [u8; FIRST_PACKET_LEN] {
+    let route = MasterSecret::from_bytes(SECRET).route_key(&SESSION);
+    let proof = route.proof(&[&FirstPacket::proven(stream, &SESSION, &nonce)]);
+    FirstPacket { stream, session: SESSION, nonce, proof }.encode()
 }
 
 /// A receiving engine with one open file of three blocks, its hostile peer, and the file's path.
@@ -194,42 +203,67 @@ async fn records_out_of_their_place_are_refused() {
     }
 }
 
-/// Wire 3 and 6: a recorded connection played again, and a second claim to a stream, are refused; the session
-/// lives.
+impl Stage {
+    /// Another connection that says this is closed without an answer.
+    async fn shuts_out(&self, words: Vec<u8>) {
+        let port = self.port;
+        tokio::task::spawn_blocking(move || {
+            let mut other = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            other.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            other.write_all(&words).unwrap();
+            let mut answer = Vec::new();
+            // Closed without a byte; bytes it had not read may make that a reset.
+            let end = other.read_to_end(&mut answer);
+            let late = end.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+            assert!(answer.is_empty() && !late, "answered with {answer:x?}, or kept");
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Sends the file from `offset` on, in blocks as long as may be, and insists that it arrives.
+    async fn completes_from(mut self, offset: u64) {
+        let data = vec![0; usize::try_from(SIZE - offset).unwrap()];
+        for (index, part) in data.chunks(BLOCK as usize).enumerate() {
+            let offset = offset + (index * BLOCK as usize) as u64;
+            let record = self.data.block(plain(offset, part), part);
+            self.data.send(&record);
+        }
+        loop {
+            match next(&mut self.engine).await {
+                Some(Event::Files(files)) => {
+                    assert!(files[0].outcome.is_ok(), "{files:?}");
+                    break;
+                }
+                Some(Event::Failed(failure)) => panic!("{failure}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Wire 3: a recorded connection played again is refused; the session lives.
 #[tokio::test]
 async fn a_replayed_connection_is_refused_and_the_session_lives() {
     let mut stage = stage().await;
     let zeros = vec![0; 5000];
     let record = stage.data.block(plain(0, &zeros), &zeros);
     stage.data.send(&record);
-    let (port, recorded) = (stage.port, stage.data.recorded.clone());
-    tokio::task::spawn_blocking(move || {
-        let mut replay = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        replay.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        replay.write_all(&recorded).unwrap();
-        let mut answer = Vec::new();
-        // Closed without a byte; bytes it had not read may make that a reset.
-        let _ = replay.read_to_end(&mut answer);
-        assert!(answer.is_empty());
-    })
-    .await
-    .unwrap();
-    let data = vec![0; usize::try_from(SIZE).unwrap() - 5000];
-    for (index, part) in data.chunks(BLOCK as usize).enumerate() {
-        let offset = 5000 + (index * BLOCK as usize) as u64;
-        let record = stage.data.block(plain(offset, part), part);
-        stage.data.send(&record);
+    stage.shuts_out(stage.data.recorded.clone()).await;
+    stage.completes_from(5000).await;
+}
+
+/// Wire 6: a second claim to a stream is refused, however well it is proven; the first goes on.
+#[tokio::test]
+async fn a_second_claim_to_a_stream_is_refused_and_the_first_goes_on() {
+    let mut stage = stage().await;
+    let zeros = vec![0; 5000];
+    let record = stage.data.block(plain(0, &zeros), &zeros);
+    stage.data.send(&record);
+    for stream in [0, 1] {
+        stage.shuts_out(first_packet(stream, [0x77 + u8::try_from(stream).unwrap(); 16]).to_vec()).await;
     }
-    loop {
-        match next(&mut stage.engine).await {
-            Some(Event::Files(files)) => {
-                assert!(files[0].outcome.is_ok(), "{files:?}");
-                break;
-            }
-            Some(Event::Failed(failure)) => panic!("{failure}"),
-            _ => {}
-        }
-    }
+    stage.completes_from(5000).await;
 }
 
 /// Wire 4: closed after a whole record, or inside one.
@@ -284,14 +318,49 @@ async fn an_altered_control_record_is_answered_with_the_reason() {
     assert!(matches!(abort, Message::Engine(EngineMessage::Abort { status: 5, .. })), "{said:?}");
 }
 
-/// Wire 7: lengths of nothing, the maximum, one more, and all bits.
+/// The peak of this process's memory in KiB since [`forget_peak`].
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn forget_peak() {
+    // proc_pid_clear_refs(5)
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+}
+
+/// Wire 7: the greatest length.
+#[tokio::test]
+async fn the_greatest_length_is_taken() {
+    let mut stage = stage().await;
+    let zeros = vec![0; BLOCK as usize];
+    let record = stage.data.block(plain(0, &zeros), &zeros);
+    let iv = Iv::decode(u64::from_be_bytes(*record.first_chunk().unwrap()), GREATEST as usize).unwrap();
+    assert_eq!(iv.length, GREATEST);
+    stage.data.send(&record);
+    stage.completes_from(BLOCK.into()).await;
+}
+
+/// Wire 7: lengths of nothing, one more than may be, and all bits, each followed by as much.
 #[tokio::test]
 async fn lengths_are_bounded_before_anything_is_taken() {
-    for length in [0, BLOCK + 32 + 1, (1 << 24) - 1] {
+    for length in [0, GREATEST + 1, (1 << 24) - 1] {
         let mut stage = stage().await;
         let iv = Iv { kind: Kind::File, length, sequence: 0 }.encode().unwrap();
+        let mut socket = stage.data.socket.try_clone().unwrap();
+        forget_peak();
+        let before = peak_kib();
         stage.data.send(&iv.to_be_bytes());
+        let more = tokio::task::spawn_blocking(move || {
+            let piece = [0; 1 << 16];
+            // The engine hangs up: that is what this is about.
+            while socket.write_all(&piece).is_ok() {}
+        });
         stage.expect(Fault::Integrity, "record payload").await;
+        more.await.unwrap();
+        let taken = peak_kib().saturating_sub(before);
+        assert!(taken < 8 * 1024, "{taken} KiB were taken for a length of {length}");
     }
 }
 
