@@ -2,8 +2,9 @@
 
 use escp_proto::control::{ControlFailure, ControlMessage};
 use escp_testkit::clock::Stopwatch;
-use escp_testkit::run::Outcome;
-use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, tree};
+use escp_testkit::run::{Outcome, Run};
+use escp_testkit::{Checked, Host, Plan, Trouble, World, compare, ensure, need_root, tree};
+use escp_tests::parts::far_program;
 use escp_tests::{Way, settle};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -226,7 +227,8 @@ fn filtered_data_ports() -> Checked {
     let _filtered = escp_testkit::proxy::Filtered::new(&world.near_network, escp_testkit::FAR_PORTS)?;
     let start = Stopwatch::start();
     let outcome = Way::Up.escp(&world, &[], &["a"], "a").end()?.expect_status(3)?;
-    ensure!(start.elapsed() < Duration::from_secs(14), "it took {:?}", start.elapsed());
+    // Promised within ten; one more for a busy machine.
+    ensure!(start.elapsed() < Duration::from_secs(11), "it took {:?}", start.elapsed());
     for word in ["1232", "far", "ssh", "--tunnel"] {
         ensure!(outcome.stderr.contains(word), "'{word}' is not said: {}", outcome.told());
     }
@@ -264,6 +266,46 @@ fn a_dead_address_beside_a_live_one() -> Checked {
         .arg(format!("127.0.0.2:{}", world.far.join("a").display()))
         .succeed()?;
     ensure!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    compare::same(&world.near.join("a"), &world.far.join("a"))
+}
+
+/// Connections that the kernel dropped because a queue was full, in this thread's network namespace.
+fn dropped() -> Checked<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "ListenDrops");
+    Ok(found.ok_or_else(|| Trouble::new("no ListenDrops"))?.1.parse()?)
+}
+
+#[test]
+fn a_dead_ipv6_address_beside_a_live_ipv4_one() -> Checked {
+    need_root!();
+    const DEAD: &str = "2001:db8::9";
+    let world = Plan::default().apart().start()?;
+    with_source(&world)?;
+    let near = &world.near_network;
+    near.inside(|| {
+        let add = ["-6", "address", "add", DEAD, "dev", "lo", "nodad"];
+        Run::new("ip", None).args(add).succeed().map(drop)
+    })??;
+    let _dead = escp_testkit::proxy::Filtered::at(near, DEAD.parse()?, escp_testkit::FAR_PORTS)?;
+    // The far side names the dead address; what its name leads to here is alive.
+    let announces = format!("env \"SSH_CONNECTION={DEAD} 1 {DEAD} 22\"");
+    let far = far_program(&world, &announces)?;
+    let config = std::fs::read_to_string(&world.sshd.client_config)?;
+    std::fs::write(&world.sshd.client_config, config.replace("Host far\n", "Host far 127.0.0.1\n"))?;
+    let before = near.inside(dropped)??;
+    let start = Stopwatch::start();
+    world
+        .escp_with(&far)
+        .arg("-v")
+        .arg(world.near.join("a"))
+        .arg(format!("127.0.0.1:{}", world.far.join("a").display()))
+        .succeed()?
+        .expect_stderr("data connections to 127.0.0.1:")?;
+    ensure!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    ensure!(near.inside(dropped)?? > before, "{DEAD} was never dialled");
     compare::same(&world.near.join("a"), &world.far.join("a"))
 }
 

@@ -7,7 +7,7 @@ use crate::Checked;
 use crate::network::Network;
 use std::fmt;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -218,7 +218,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Ports of 127.0.0.1 on which connections are neither accepted nor refused, as behind a firewall that drops:
+/// Ports of an address on which connections are neither accepted nor refused, as behind a firewall that drops:
 /// the queue of each listener is full, so the kernel ignores who else comes.
 #[derive(Debug)]
 pub struct Filtered {
@@ -227,17 +227,26 @@ pub struct Filtered {
 }
 
 impl Filtered {
-    /// Takes the ports of a network namespace.
+    /// Takes the ports of 127.0.0.1 in a network namespace.
     ///
     /// # Errors
     /// When one is taken.
     pub fn new(network: &Network, ports: (u16, u16)) -> Checked<Self> {
+        Self::at(network, Ipv4Addr::LOCALHOST.into(), ports)
+    }
+
+    /// Takes the ports of an address of a network namespace.
+    ///
+    /// # Errors
+    /// When one is taken, or the address is another host's.
+    pub fn at(network: &Network, address: IpAddr, ports: (u16, u16)) -> Checked<Self> {
         network.inside(|| {
             use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
             let (mut sockets, mut fillers) = (Vec::new(), Vec::new());
             for port in ports.0..=ports.1 {
-                let address = SocketAddr::from(([127, 0, 0, 1], port));
-                let listener = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+                let address = SocketAddr::new(address, port);
+                let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+                let listener = socket(family, SocketType::STREAM, None)?;
                 sockopt::set_socket_reuseaddr(&listener, true)?;
                 bind(&listener, &address)?;
                 listen(&listener, 0)?;
