@@ -5,6 +5,7 @@ use escp_testkit::mount::{Kind, Mount};
 use escp_testkit::run::{Outcome, program, wait_until};
 use escp_testkit::users::User;
 use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, processes, skip, tree};
+use escp_tests::calls::{Strace, Waiting};
 use escp_tests::parts::{self, Part};
 use escp_tests::{Way, settle};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -27,8 +28,9 @@ struct Disks {
 
 fn disks(plan: Plan, way: Way, size: u64) -> Checked<Disks> {
     let world = plan.start()?;
-    let near = Mount::new(Kind::Ext4, &world.near.join("disk"), 96, &world.users.near, "")?;
-    let far = Mount::new(Kind::Ext4, &world.far.join("disk"), 96, &world.users.far, "")?;
+    let mib = 96.max(size / tree::MIB * 5 / 4 + 32);
+    let near = Mount::new(Kind::Ext4, &world.near.join("disk"), mib, &world.users.near, "")?;
+    let far = Mount::new(Kind::Ext4, &world.far.join("disk"), mib, &world.users.far, "")?;
     tree::file(&way.source(&world).join("disk/big"), size, 7)?;
     settle(&world)?;
     Ok(Disks { _near: near, _far: far, world })
@@ -245,6 +247,53 @@ fn works_within(limit: &str, flags: &[&str]) -> Checked {
 #[test]
 fn eight_mib_of_locked_memory_are_enough() -> Checked {
     works_within("--memlock=8388608:8388608", &["--ioengine", "uring"])
+}
+
+/// Copies more blocks than it takes for buffers to be registered, both hosts with 8 MiB of locked memory.
+/// Returns what the kernel answered to each registration.
+fn registrations(way: Way, block: &str, size: u64) -> Checked<Vec<String>> {
+    let disks = disks(Plan::default(), way, size)?;
+    let world = &disks.world;
+    let flags = ["-t", "1", "--blocksize", block, "--ioengine", "uring"];
+    let limit = ("prlimit", &["--memlock=8388608:8388608"][..]);
+    let run = parts::both_behind(world, way, limit, &flags, ("disk/big", "disk/copy"))?;
+    let waiting = Waiting::new(world, run)?;
+    let pids = [waiting.pid(), world.sshd.pid()];
+    let strace = Strace::attach(world, &pids, "io_uring_register", &[])?;
+    waiting.go()?.end()?.expect_status(0)?;
+    compare::same_sha256(&way.source(world).join("disk/big"), &way.target(world).join("disk/copy"))?;
+    let seen = strace.seen()?;
+    let buffers = seen.calls.iter().filter(|call| call.text.contains("IORING_REGISTER_BUFFERS"));
+    Ok(buffers.map(|call| call.answer.clone()).collect())
+}
+
+/// Alone on the machine: what is locked counts over all processes of a user.
+#[test]
+fn heavy_buffers_are_registered_where_the_limit_allows_it() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    for way in Way::BOTH {
+        let answers = registrations(way, "256K", 80 * 256 * 1024)?;
+        ensure!(answers.len() == 2 && answers.iter().all(|answer| answer == "0"), "{way:?}: {answers:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn buffers_that_may_not_be_registered_serve_as_they_are() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    for way in Way::BOTH {
+        // Any two blocks are more than 8 MiB.
+        let answers = registrations(way, "4M", 70 * 4 * tree::MIB)?;
+        let refused = answers.iter().all(|answer| answer.starts_with("-1 ENOMEM"));
+        ensure!(answers.len() == 2 && refused, "{way:?}: {answers:?}");
+    }
+    Ok(())
 }
 
 #[test]
