@@ -9,8 +9,26 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Sizes at which something changes: nothing, one byte, around a sector, around the default block, more.
-pub const SIZES: [u64; 10] = [0, 1, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 3 * MIB + 12_345, 16 * MIB + 1];
+/// Sizes at which something changes: nothing, one byte, around a sector, around where O_DIRECT begins, around the
+/// default block, more.
+pub const SIZES: [u64; 13] = [
+    0,
+    1,
+    4095,
+    4096,
+    4097,
+    MIB - 1,
+    MIB,
+    MIB + 1,
+    BLOCK - 1,
+    BLOCK,
+    BLOCK + 1,
+    3 * MIB + 12_345,
+    16 * MIB + 1,
+];
+
+/// The default size of a block.
+pub const BLOCK: u64 = 2 * MIB;
 
 /// 2^20.
 pub const MIB: u64 = 1024 * 1024;
