@@ -88,7 +88,9 @@ pub(crate) fn compose(ended: Vec<Ended>, manner: Manner) -> Report {
     }
     // Several hosts may stumble over one thing, such as the target.
     reasons.dedup();
-    reasons.iter().for_each(|reason| drop(writeln!(report.err, "escp: {reason}")));
+    for reason in &reasons {
+        let _ = writeln!(report.err, "escp: {reason}");
+    }
     if !reasons.is_empty() && tally.files > 0 {
         let arrived = counted(tally.files, "file", "files");
         let _ = writeln!(report.err, "escp: {arrived} arrived whole");
@@ -219,17 +221,23 @@ mod tests {
         assert_eq!(report.out, "");
         let inplace = Manner { inplace: true, ..Manner::default() };
         let report = compose(vec![ended(Err(lost()), so_far)], inplace);
-        assert!(report.err.contains("\nescp: what was written with --inplace may be incomplete;"), "{}", report.err);
+        assert!(
+            report.err.contains("\nescp: what was written with --inplace may be incomplete;"),
+            "{}",
+            report.err
+        );
     }
 
     #[test]
     fn altered_data_is_told_with_what_to_do() {
         let mut altered = Tally::default();
         altered.fail(failed(b"x", true));
-        let error = SessionError { status: status::INTEGRITY, text: "data was altered on the network".into() };
+        let error =
+            SessionError { status: status::INTEGRITY, text: "data was altered on the network".into() };
         for report in [composed(Ok(altered), Tally::default()), composed(Err(error), Tally::default())] {
             let said = report.err.lines().last().unwrap_or_default();
-            let due = "escp: nothing altered has a final name; run the same command again. If it happens again";
+            let due =
+                "escp: nothing altered has a final name; run the same command again. If it happens again";
             assert!(said.starts_with(due) && said.contains("between here and data1 or"), "{said}");
         }
         let interrupted = SessionError { status: status::INTERRUPTED, text: "interrupted".into() };

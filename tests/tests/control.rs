@@ -368,17 +368,25 @@ fn sources_on_several_hosts_have_one_end() -> Checked {
     }
 
     // Neither overwrites the other, as with one host.
-    let twice = run(&[far("far", "one/same"), far("far6", "two/same"), far("far6", "no")])?.expect_status(1)?;
+    let twice =
+        run(&[far("far", "one/same"), far("far6", "two/same"), far("far6", "no")])?.expect_status(1)?;
     ensure!(twice.stderr.lines().count() == 2, "{}", twice.told());
-    let twice = twice.expect_stderr("another source has the same name")?.expect_stderr("/no: No such file")?;
-    ensure!(twice.stdout.starts_with("1 file, ") && twice.stdout.ends_with("; 2 failed\n"), "{}", twice.told());
+    let twice =
+        twice.expect_stderr("another source has the same name")?.expect_stderr("/no: No such file")?;
+    ensure!(
+        twice.stdout.starts_with("1 file, ") && twice.stdout.ends_with("; 2 failed\n"),
+        "{}",
+        twice.told()
+    );
     compare::same_sha256(&world.far.join("one/same"), &into.join("same"))?;
 
     // A host that cannot be reached keeps nobody from the next, and its status is the graver one.
     std::fs::remove_file(into.join("c"))?;
-    let reached = run(&[far("nowhere.invalid", "x"), far("far", "no"), far("far6", "two/c")])?.expect_status(3)?;
+    let reached =
+        run(&[far("nowhere.invalid", "x"), far("far", "no"), far("far6", "two/c")])?.expect_status(3)?;
     ensure!(reached.stdout.is_empty(), "{}", reached.told());
-    let reached = reached.expect_stderr("cannot log in to nowhere.invalid")?.expect_stderr("/no: No such file")?;
+    let reached =
+        reached.expect_stderr("cannot log in to nowhere.invalid")?.expect_stderr("/no: No such file")?;
     reached.expect_stderr("1 file arrived whole")?;
     compare::same_sha256(&world.far.join("two/c"), &into.join("c"))?;
 

@@ -66,7 +66,9 @@ fn acls_and_attributes_go_with_the_old_inode_and_stay_in_place() -> Checked {
         Ok(escp_testkit::run::Run::new(program(name)?, None).args(arguments).arg(&old).succeed()?.stdout)
     };
     // An extended access list is one of more than the mode.
-    let extended = || Ok::<_, Trouble>(tool("getfacl", &["--omit-header", "--absolute-names"])?.contains("user:nobody:r"));
+    let extended = || {
+        Ok::<_, Trouble>(tool("getfacl", &["--omit-header", "--absolute-names"])?.contains("user:nobody:r"))
+    };
     let attribute = || rustix::fs::getxattr(&old, c"user.colour", &mut [0_u8; 16][..]).is_ok();
     tool("setfacl", &["--modify", "user:nobody:r"])?;
     rustix::fs::setxattr(&old, c"user.colour", b"blue", rustix::fs::XattrFlags::empty())?;
@@ -133,7 +135,11 @@ fn a_full_target_keeps_the_old_file() -> Checked {
             ensure!(outcome.code() == 1, "{}", outcome.told());
             // Both numbers, before a byte is taken.
             let told = "small/d/big: not enough space: 41943040 bytes needed, ";
-            ensure!(outcome.stderr.contains(told) && outcome.stderr.contains(" available"), "{}", outcome.told());
+            ensure!(
+                outcome.stderr.contains(told) && outcome.stderr.contains(" available"),
+                "{}",
+                outcome.told()
+            );
             ensure!(outcome.stderr.lines().count() == 1, "more failed: {}", outcome.told());
             compare::same_sha256(&world.near.join("d/little"), &mount.path.join("d/little"))?;
             let kept = std::fs::read(mount.path.join("d/big"))?;

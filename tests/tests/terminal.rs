@@ -73,19 +73,23 @@ fn sessions_with_two_hosts_have_a_bar_each_and_one_summary() -> Checked {
     }
     settle(&world)?;
     let far = |host: &str, name: &str| format!("{host}:{}/{name}", world.far.display());
-    let run = world.escp().args(["-l", "100M"]).args([far("far", "one"), far("far6", "two")]).arg(&world.near);
+    let run =
+        world.escp().args(["-l", "100M"]).args([far("far", "one"), far("far6", "two")]).arg(&world.near);
     let run = run.env("TERM", "xterm-256color");
     let (outcome, screen) = run.on_terminal(&world.users.near, 24, 120)?.end()?;
     let outcome = outcome.expect_status(0)?;
     // Each draws its own way from the first per cents to the last; neither starts where the other ended.
-    let bars: Vec<&str> = outcome.stdout.match_indices(" of 24.0 MiB").map(|(at, _)| at).filter_map(|at| {
-        let line = outcome.stdout.get(..at)?;
-        line.rsplit('[').next()
-    }).collect();
-    let shares: Vec<u32> = bars
-        .iter()
-        .filter_map(|bar| bar.split_once(']')?.1.split_once('%')?.0.trim().parse().ok())
+    let bars: Vec<&str> = outcome
+        .stdout
+        .match_indices(" of 24.0 MiB")
+        .map(|(at, _)| at)
+        .filter_map(|at| {
+            let line = outcome.stdout.get(..at)?;
+            line.rsplit('[').next()
+        })
         .collect();
+    let shares: Vec<u32> =
+        bars.iter().filter_map(|bar| bar.split_once(']')?.1.split_once('%')?.0.trim().parse().ok()).collect();
     let falls = shares.windows(2).filter(|pair| pair[1] < pair[0]).count();
     ensure!(shares.len() > 10 && falls == 1, "{shares:?} in {:?}", outcome.stdout);
     let summary = screen.trim();

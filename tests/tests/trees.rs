@@ -175,7 +175,11 @@ fn twenty_thousand_sources_on_the_command_line() -> Checked {
     let remote = names.iter().map(|name| world.remote(&format!("copy/{name}")));
     let run = world.escp().arg("--no-fsync").args(remote).arg(world.remote("copy/[x]"));
     let outcome = run.arg(world.near.join("back")).end()?.expect_status(1)?;
-    ensure!(outcome.stderr.lines().count() == 1 && outcome.stderr.contains("copy/[x]: "), "{}", outcome.told());
+    ensure!(
+        outcome.stderr.lines().count() == 1 && outcome.stderr.contains("copy/[x]: "),
+        "{}",
+        outcome.told()
+    );
     compare::same(&world.near.join("many"), &world.near.join("back"))
 }
 

@@ -396,7 +396,8 @@ mod tests {
         assert_eq!(list("nothing*").unwrap_err(), "No such file or directory");
         let too_many = |limit, patterns: &[&str]| {
             let patterns: Vec<_> = patterns.iter().map(|pattern| at(pattern)).collect();
-            expand_at_most(limit, &patterns).is_err_and(|text| text.contains("more than") && text.contains("-r"))
+            expand_at_most(limit, &patterns)
+                .is_err_and(|text| text.contains("more than") && text.contains("-r"))
         };
         assert!(!too_many(4, &["d?/*"]) && too_many(3, &["d?/*"]) && too_many(3, &["*/*"]));
         assert!(!too_many(5, &["a", "d?/*"]) && too_many(4, &["a", "d?/*"]) && too_many(1, &["a", "none"]));

@@ -102,7 +102,9 @@ mod tests {
 
     #[test]
     fn sources_of_any_number_come_in_order() {
-        for (count, length, expected) in [(1, 1, 1), (512, 6, 1), (513, 6, 2), (600, 6, 3), (20_000, 50, 41), (30, 4096, 4)] {
+        for (count, length, expected) in
+            [(1, 1, 1), (512, 6, 1), (513, 6, 2), (600, 6, 3), (20_000, 50, 41), (30, 4096, 4)]
+        {
             let sources = (0..count).map(|n| format!("{n:0length$}").into_bytes()).collect();
             let asked = request(Transfer::Download { sources });
             let (got, messages) = carried(asked.clone()).unwrap();

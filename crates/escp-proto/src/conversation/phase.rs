@@ -132,7 +132,8 @@ impl From<&AgentMessage> for Input {
 #[must_use]
 pub fn next_phase(phase: Phase, speaker: Speaker, input: Input) -> Option<Phase> {
     use Input::{
-        Accept, Credit, Digests, Done, NoMore, Offer, Ready, Refuse, Rejected, Request, Scanned, SourceFailed, Sources,
+        Accept, Credit, Digests, Done, NoMore, Offer, Ready, Refuse, Rejected, Request, Scanned,
+        SourceFailed, Sources,
     };
     let near = speaker.side == Side::Near;
     Some(match (phase, input, speaker.sends) {

@@ -132,7 +132,10 @@ pub(crate) fn agent_messages() -> Vec<Named> {
     let refusal = Refusal { status: 1, text: "no such directory".to_owned() };
     let disowned = FileDigest { number: 9, outcome: Err("it changed while it was read".to_owned()) };
     out.extend([
-        named("sources", AgentMessage::Sources(vec![b"a".to_vec(), b"~/\xff[!b]".to_vec()]).encode().unwrap()),
+        named(
+            "sources",
+            AgentMessage::Sources(vec![b"a".to_vec(), b"~/\xff[!b]".to_vec()]).encode().unwrap(),
+        ),
         named("request-download", request(download).encode().unwrap()),
         named("refuse", AgentMessage::Refuse(refusal).encode().unwrap()),
         named("digests-disowned", AgentMessage::Digests(vec![disowned]).encode().unwrap()),
