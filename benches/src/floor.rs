@@ -37,6 +37,10 @@ pub(crate) struct FloorArgs {
     /// Bytes to move where there is no file to read.
     #[arg(long, default_value = "1G", value_parser = crate::args::size)]
     size: u64,
+    /// Bytes of the sockets' buffers. Without: as escp does on one machine, small if each core has a stream, else the
+    /// kernel's own, and without pacing.
+    #[arg(long)]
+    buffer: Option<usize>,
     /// File to read; without it nothing is read or written.
     #[arg(long, requires = "to")]
     from: Option<PathBuf>,
@@ -83,6 +87,8 @@ pub(crate) fn run(args: &FloorArgs) -> Checked<u64> {
     for stream in 0..args.streams.max(1) {
         let near = TcpStream::connect(address)?;
         let (far, _) = listener.accept()?;
+        fit(&near, args)?;
+        fit(&far, args)?;
         let end = |socket: TcpStream, file: Option<Arc<File>>| {
             let (streams, block) = (args.streams.max(1), args.block);
             // The pool belongs to its thread; made there, its memory is near it.
@@ -105,6 +111,21 @@ pub(crate) fn run(args: &FloorArgs) -> Checked<u64> {
         publish(&file, path, size, args.direct)?;
     }
     Ok(size)
+}
+
+/// Makes a connection fit for one machine.
+fn fit(socket: &TcpStream, args: &FloorArgs) -> Checked {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let small = (usize::from(args.streams) >= cores).then_some(128 << 10);
+    let options = socket2::SockRef::from(socket);
+    match args.buffer.or(small) {
+        Some(buffer) => {
+            options.set_send_buffer_size(buffer)?;
+            options.set_recv_buffer_size(buffer)?;
+        }
+        None => options.set_tcp_congestion(b"reno")?,
+    }
+    Ok(())
 }
 
 impl End {

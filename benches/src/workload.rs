@@ -120,7 +120,7 @@ pub(crate) fn gib(bytes: u64) -> Unit {
 
 pub(crate) fn streams(args: &MeasureArgs) -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let on_one_machine = u16::try_from(cores / 2).unwrap_or(u16::MAX);
+    let on_one_machine = u16::try_from(cores).unwrap_or(u16::MAX);
     args.streams.unwrap_or_else(|| on_one_machine.clamp(1, escp_config::Config::default().streams))
 }
 

@@ -8,7 +8,8 @@ fn all_planned(line: &str) -> Result<Vec<Plan>, String> {
 }
 
 fn planned(line: &str) -> Result<Plan, String> {
-    let [plan] = <[Plan; 1]>::try_from(all_planned(line)?).map_err(|plans| format!("{} sessions", plans.len()))?;
+    let [plan] =
+        <[Plan; 1]>::try_from(all_planned(line)?).map_err(|plans| format!("{} sessions", plans.len()))?;
     Ok(plan)
 }
 
@@ -26,7 +27,9 @@ fn directions_follow_from_the_operands() {
 
     let down = planned("[::1]:a [::1]:b* .").unwrap();
     assert_eq!(down.job.host, "[::1]");
-    let NearTransfer::Download { sources, target, directory_required, .. } = down.job.transfer else { panic!() };
+    let NearTransfer::Download { sources, target, directory_required, .. } = down.job.transfer else {
+        panic!()
+    };
     assert_eq!(sources, [b"a".to_vec(), b"b*".to_vec()]);
     assert_eq!((target.as_slice(), directory_required), (&b"."[..], true));
 
@@ -41,7 +44,9 @@ fn each_host_has_one_session_in_the_order_of_the_operands() {
     let told: Vec<_> = plans
         .iter()
         .map(|plan| {
-            let NearTransfer::Download { sources, directory_required, .. } = &plan.job.transfer else { panic!() };
+            let NearTransfer::Download { sources, directory_required, .. } = &plan.job.transfer else {
+                panic!()
+            };
             assert!(directory_required, "several sources need a directory, on whatever hosts they are");
             let sources: Vec<_> = sources.iter().map(|source| String::from_utf8_lossy(source)).collect();
             format!("{} {}", plan.job.host, sources.join(" "))
@@ -126,11 +131,23 @@ fn rates_sizes_and_ports_mean_what_they_say() {
 #[test]
 fn one_machine_gets_no_more_streams_than_it_serves() {
     for (asked, cores, want) in
-        [(None, 1, (4, 1)), (None, 2, (4, 1)), (None, 4, (4, 2)), (None, 64, (4, 4)), (Some(3), 2, (3, 3))]
+        [(None, 1, (4, 1)), (None, 2, (4, 2)), (None, 4, (4, 4)), (None, 64, (4, 4)), (Some(3), 2, (3, 3))]
     {
         assert_eq!(streams(asked, 4, cores), Ok(want), "{asked:?} on {cores} cores");
     }
     assert!(streams(Some(0), 4, 2).is_err() && streams(Some(257), 4, 2).is_err());
+}
+
+#[test]
+fn many_streams_take_smaller_blocks() {
+    let block = |line: &str| planned(line).unwrap().job.options.block_size;
+    assert_eq!(block("a h:"), 2 << 20);
+    assert_eq!(block("-t 4 a h:"), 2 << 20);
+    assert_eq!(block("-t 6 a h:"), 2 << 20);
+    assert_eq!(block("-t 8 a h:"), 1 << 20);
+    assert_eq!(block("-t 16 a h:"), 512 << 10);
+    assert_eq!(block("-t 256 a h:"), 512 << 10);
+    assert_eq!(block("-t 256 --blocksize 4M a h:"), 4 << 20);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The first packets of a lane: who is there, and the keys of the stream.
 
 use crate::shared::Shared;
+use crate::worker::cores;
 use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext};
 use escp_engine_api::{Side, Stage};
 use escp_proto::first_packet::{ANSWER_LEN, Answer, FIRST_PACKET_LEN, FirstPacket};
@@ -17,6 +18,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE_LIMIT: Duration = Duration::from_secs(180);
 /// A data lane's kernel asks the peer's for a sign of life after so much silence, and then as often.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// Bytes of a socket buffer where a connection does not leave this machine and each core has a stream. The way has no
+/// length that more bytes could fill: they would only wait, and have left the cache when their turn comes. The kernel
+/// doubles it, for its own book-keeping (socket(7)). Measured: docs/decisions/0009-on-one-machine.md.
+const BUFFER_ON_ONE_MACHINE: usize = 128 * 1024;
+/// The congestion control of a connection that does not leave this machine, where there is none: what every kernel
+/// has and lets everybody choose (tcp(7)), and no timer paces.
+const NO_CONGESTION: &[u8] = b"reno";
 
 /// A lane whose other end proved that it knows the session's secret.
 pub(crate) struct ProvenLane {
@@ -138,9 +147,27 @@ pub(crate) fn admit(
 ) -> io::Result<(std::net::TcpStream, std::sync::Arc<crate::shared::LaneState>, Sealer, Opener)> {
     let socket = lane.socket.into_std()?;
     watch_the_way(&socket)?;
+    fit_to_one_machine(shared, &socket)?;
     let state = shared.add_lane(lane.stream, socket.try_clone()?);
     state.enter(Stage::Idle, shared.now());
     Ok((socket, state, lane.sealer, lane.opener))
+}
+
+/// Fits a connection that does not leave this machine to its cores. Where each of them has a stream, it runs either end
+/// of it in turn, and little may wait in between. With fewer streams, the two ends of one work at the same time, and
+/// the kernel's own sizes keep them from waiting for each other.
+fn fit_to_one_machine(shared: &Shared, socket: &std::net::TcpStream) -> io::Result<()> {
+    if socket.peer_addr()?.ip() != socket.local_addr()?.ip() {
+        return Ok(());
+    }
+    let options = socket2::SockRef::from(socket);
+    if usize::from(shared.options.streams) >= cores(&shared.options) {
+        options.set_send_buffer_size(BUFFER_ON_ONE_MACHINE)?;
+        options.set_recv_buffer_size(BUFFER_ON_ONE_MACHINE)?;
+    } else if shared.options.congestion.is_none() {
+        options.set_tcp_congestion(NO_CONGESTION)?;
+    }
+    Ok(())
 }
 
 /// Lets silence on a data lane mean that its way is dead, and nothing else: a peer's process may wait for its disk, on

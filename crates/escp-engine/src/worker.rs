@@ -58,17 +58,21 @@ pub(crate) fn resolve(asked: EngineKind) -> (EngineKind, Option<String>) {
     }
 }
 
-/// Threads for a job: one per stream with plain calls, which hold up their thread; with a ring, no more than
-/// there are cores.
+/// Threads for a job: one per stream where plain calls move its data, which hold up their thread; with a ring, no
+/// more than there are cores.
 fn thread_count(kind: EngineKind, options: &JobOptions) -> usize {
     let streams = usize::from(options.streams.max(1));
-    let cores = match options.cpus.len() {
+    match kind {
+        EngineKind::Posix | EngineKind::Dummy => streams,
+        EngineKind::Uring => streams.min(cores(options)),
+    }
+}
+
+/// CPUs that a job's data threads may run on.
+pub(crate) fn cores(options: &JobOptions) -> usize {
+    match options.cpus.len() {
         0 => thread::available_parallelism().map_or(1, usize::from),
         masked => masked,
-    };
-    match kind {
-        EngineKind::Posix => streams,
-        EngineKind::Uring | EngineKind::Dummy => streams.min(cores),
     }
 }
 
@@ -154,8 +158,8 @@ impl Thread {
             tokio::select! {
                 Some(lane) = lanes.recv() => {
                     self.go_near_the_card();
-                    let (shared, pool) = (Arc::clone(&self.shared), pool.clone());
-                    running.spawn_local(run_lane(lane, shared, pool, adapt.clone(), ring));
+                    let here = Here { ring, pool: pool.clone(), alone: self.lanes_here == 1 };
+                    running.spawn_local(run_lane(lane, Arc::clone(&self.shared), here, adapt.clone()));
                 }
                 Some(ended) = running.join_next() => {
                     let result = ended.unwrap_or_else(|panic| {
@@ -183,21 +187,29 @@ fn ring_or_not() -> Option<uring::Runtime> {
         .ok()
 }
 
+/// What a lane finds on its thread.
+struct Here {
+    ring: bool,
+    pool: Pool,
+    /// It shares the thread with no other lane.
+    alone: bool,
+}
+
 async fn run_lane(
     lane: NewLane,
     shared: Arc<Shared>,
-    pool: Pool,
+    here: Here,
     adapt: Option<Rc<RefCell<Adapt>>>,
-    ring: bool,
 ) -> Result<(), LaneError> {
     let NewLane { socket, state, key } = lane;
+    let Here { ring, pool, alone } = here;
     let socket =
         Socket::new(socket, ring).map_err(|error| LaneError::network("taking over a lane", &error))?;
     let disk = match Disk::of(shared.kind) {
         Disk::Uring if !ring => Disk::Posix,
         disk => disk,
     };
-    let lane = Lane { disk, shared, state, socket, pool, adapt, blocks: Cell::default() };
+    let lane = Lane { disk, shared, state, socket, pool, alone, adapt, blocks: Cell::default() };
     match key {
         LaneKey::Seal(sealer) => send_lane(lane, sealer).await,
         LaneKey::Open(opener) => receive_lane(lane, opener).await,

@@ -1,5 +1,6 @@
 //! Sending and receiving ranges of buffers on a connected socket.
 
+mod blocking;
 mod posix;
 mod uring;
 
@@ -20,6 +21,17 @@ pub(crate) enum Socket {
 /// Ranges up to this many bytes are first asked for by a plain call. On a busy stream the next record's IV is
 /// there already, and a trip through the ring for 8 bytes costs as much as one for a megabyte.
 const AT_ONCE: usize = 64;
+
+/// Who waits until an operation on a socket is through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The task; others on its thread go on.
+    Task,
+    /// The thread, in one system call: for who is alone on it and has nothing else under way. Each time that a
+    /// full or empty socket buffer is waited for, the way through ring and runtime costs several microseconds
+    /// more. Shutting the socket down ends the wait.
+    Thread,
+}
 
 /// How a receive ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +69,15 @@ impl Socket {
     }
 
     /// Receives exactly `range`, or as much as comes before the peer closes.
-    pub(crate) async fn receive(&self, mut buf: Buf, range: Range<usize>) -> (io::Result<Received>, Buf) {
+    pub(crate) async fn receive(
+        &self,
+        mut buf: Buf,
+        range: Range<usize>,
+        wait: Wait,
+    ) -> (io::Result<Received>, Buf) {
         let mut at = range.start;
         if let Self::Uring(socket) = self
+            && wait == Wait::Task
             && range.len() <= AT_ONCE
         {
             // Nothing there, or any error: the ring waits for it, or meets it again and reports it.
@@ -67,6 +85,7 @@ impl Socket {
         }
         while at < range.end {
             let (result, returned) = match self {
+                Self::Uring(socket) if wait == Wait::Thread => blocking::receive(socket, buf, at..range.end),
                 Self::Uring(socket) => uring::receive(socket, buf, at..range.end).await,
                 Self::Posix(socket) => posix::receive(socket, buf, at..range.end).await,
             };
@@ -82,10 +101,11 @@ impl Socket {
     }
 
     /// Sends all of `range`.
-    pub(crate) async fn send(&self, mut buf: Buf, range: Range<usize>) -> (io::Result<()>, Buf) {
+    pub(crate) async fn send(&self, mut buf: Buf, range: Range<usize>, wait: Wait) -> (io::Result<()>, Buf) {
         let mut at = range.start;
         while at < range.end {
             let (result, returned) = match self {
+                Self::Uring(socket) if wait == Wait::Thread => blocking::send(socket, buf, at..range.end),
                 Self::Uring(socket) => uring::send(socket, buf, at..range.end).await,
                 Self::Posix(socket) => posix::send(socket, buf, at..range.end).await,
             };

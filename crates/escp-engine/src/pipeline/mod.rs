@@ -16,7 +16,7 @@ pub(crate) use send::send_lane;
 use crate::adapt::Adapt;
 use crate::disk::{Disk, DiskOp};
 use crate::files::File;
-use crate::net::Socket;
+use crate::net::{Socket, Wait};
 use crate::shared::{LaneState, Shared};
 use escp_buf::{BODY, Buf, Pool};
 use escp_crypto::CryptoError;
@@ -51,6 +51,8 @@ pub(crate) struct Lane {
     pub(crate) socket: Socket,
     pub(crate) disk: Disk,
     pub(crate) pool: Pool,
+    /// No other lane ever runs on this thread.
+    pub(crate) alone: bool,
     /// Sender, where compression is wanted: which level, for all lanes of this thread.
     pub(crate) adapt: Option<Rc<RefCell<Adapt>>>,
     /// Blocks of files that went through this lane; small files that share a record do not count.
@@ -119,6 +121,11 @@ impl Lane {
             self.state.fixed.fetch_add(1, Relaxed);
         }
         op
+    }
+
+    /// Who waits for the socket, where nothing of this lane is under way on the ring, or something is.
+    fn wait(&self, ring_is_idle: bool) -> Wait {
+        if self.alone && ring_is_idle { Wait::Thread } else { Wait::Task }
     }
 
     /// Registers the pool's slots once the lane has moved enough to earn it back. A refusal (the limit of

@@ -78,13 +78,14 @@ impl Receiving {
         state.network_beside(self.writes.in_flight());
         let socket = self.lane.socket.clone();
         let max = shared.max_file_payload();
+        let wait = self.lane.wait(self.writes.is_empty());
         let record = async {
-            let (result, buf) = socket.receive(buf, RECORD..PAYLOAD).await;
+            let (result, buf) = socket.receive(buf, RECORD..PAYLOAD, wait).await;
             whole(result)?;
             let iv = u64::from_be_bytes(std::array::from_fn(|i| buf.bytes()[RECORD + i]));
             let iv = Iv::decode(iv, max)?;
             let end = PAYLOAD + iv.length as usize + TAG_LEN;
-            let (result, buf) = socket.receive(buf, PAYLOAD..end).await;
+            let (result, buf) = socket.receive(buf, PAYLOAD..end, wait).await;
             whole(result)?;
             Ok::<_, LaneError>((iv, buf))
         };

@@ -367,7 +367,8 @@ impl Sending {
         state.enter(Stage::Send, shared.now());
         state.network_beside(self.reading());
         let wire_len = record.len() as u64;
-        let (result, _buf) = self.lane.socket.send(buf, record).await;
+        let wait = self.lane.wait(self.window.iter().all(Staged::is_done_at_once));
+        let (result, _buf) = self.lane.socket.send(buf, record, wait).await;
         result.map_err(|error| LaneError::network("sending", &error))?;
         shared.meter.add(Counter::BytesNetworkOut, wire_len);
         state.records.fetch_add(1, Relaxed);
