@@ -17,7 +17,7 @@ use escp_engine_api::{
     Command, Direction, EngineHandle, EngineKind, JobOptions, Lane, PEER_GAVE_UP, Secret, SessionId, Side,
 };
 use escp_proto::agent::{AgentMessage, Request, Transfer};
-use escp_proto::control::{ControlMessage, Hello, Job, Listening, MAX_VERBOSE};
+use escp_proto::control::{ControlMessage, Hello, Job, Listening, MAX_DEPTH, MAX_VERBOSE};
 use escp_proto::{ProtocolError, VERSION};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -179,7 +179,7 @@ where
 {
     let Greeted { mut reader, mut writer, session, master, one_machine } = greeted;
     if one_machine {
-        job.streams = job.streams_on_one_machine;
+        job.share_one_machine();
     }
     let options = job.engine_options(session, &master);
     drop(master);
@@ -250,6 +250,15 @@ async fn conclude<W: AsyncWrite + Unpin>(
 }
 
 impl NearJob {
+    /// Takes the streams that one machine serves, with as many blocks in flight as all of them would have: the disks are
+    /// no nearer to each other.
+    pub(crate) fn share_one_machine(&mut self) {
+        let in_flight = u32::from(self.streams) * u32::from(self.depth);
+        self.streams = self.streams_on_one_machine;
+        let depth = u16::try_from(in_flight / u32::from(self.streams.max(1))).unwrap_or(u16::MAX);
+        self.depth = depth.clamp(self.depth, MAX_DEPTH.max(self.depth));
+    }
+
     fn direction(&self) -> Direction {
         match self.transfer {
             NearTransfer::Upload { .. } => Direction::Send,

@@ -211,6 +211,16 @@ async fn greet_error(bytes: &[u8], open: bool) -> GreetError {
     error
 }
 
+#[test]
+fn fewer_streams_on_one_machine_keep_as_many_blocks_in_flight() {
+    for (streams, on_one_machine, depth, want) in [(4, 2, 8, 16), (4, 4, 8, 8), (4, 1, 8, 32), (32, 1, 8, 64)]
+    {
+        let mut job = NearJob { streams, streams_on_one_machine: on_one_machine, depth, ..near_job() };
+        job.share_one_machine();
+        assert_eq!((job.streams, job.depth), (on_one_machine, want));
+    }
+}
+
 #[tokio::test]
 async fn whatever_is_not_escp_is_told_apart_by_the_near_side() {
     assert!(matches!(greet_error(b"", false).await, GreetError::Closed));
