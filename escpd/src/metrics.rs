@@ -347,8 +347,8 @@ mod tests {
         let mut promtool = match promtool {
             Ok(promtool) => promtool,
             Err(error) => {
-                println!("SKIPPED: promtool (package prometheus) cannot be run: {error}");
-                return;
+                let why = format!("promtool (package prometheus) cannot be run: {error}");
+                return escp_testkit::say_skipped(&escp_testkit::test_name(), &why);
             }
         };
         promtool.stdin.take().unwrap().write_all(example().as_bytes()).unwrap();

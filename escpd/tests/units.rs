@@ -2,8 +2,9 @@
 //!
 //! Where such a program is missing, the test says so on its output and checks nothing.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails, or says so")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use escp_testkit::{say_skipped, test_name};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,7 @@ fn run(program: &str, arguments: &[&str]) -> Option<Output> {
     match Command::new(program).args(arguments).env("SYSTEMD_COLORS", "0").output() {
         Ok(output) => Some(output),
         Err(error) => {
-            println!("SKIPPED: {program} cannot be run: {error}");
+            say_skipped(&test_name(), &format!("{program} cannot be run: {error}"));
             None
         }
     }
@@ -98,8 +99,7 @@ fn the_user_and_the_directory_can_be_made() {
     assert!(escp.ends_with("/nologin"), "{escp}");
 
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: only root may give a directory to the daemon's user");
-        return;
+        return say_skipped(&test_name(), "giving a directory to the daemon's user needs root");
     }
     let directories = shipped("escp.tmpfiles.conf");
     let arguments = ["--create", &in_root, directories.to_str().unwrap()];

@@ -1,7 +1,6 @@
 //! Files that change, peers that lie, sessions that break off.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's helpers fail the test")]
-#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 #![allow(dead_code, reason = "the pair serves several tests")]
 
 mod pair;
@@ -12,6 +11,7 @@ use escp_engine_api::{Command, Event, Failure, Fault, FileCheck, FileReport, eng
 use escp_proto::agent::{
     AgentMessage, Attributes, Entry, EntryKind, EntryResult, FileDigest, ROOT, SourceFailure, Timestamp,
 };
+use escp_testkit::{say_skipped, test_name};
 use pair::{Faults, Options, Recorder, converse, leftovers, link, options, source, target, upload};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -179,7 +179,7 @@ async fn what_this_user_may_not_read_fails_alone() {
             .output();
         match done {
             Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
-            Err(error) => eprintln!("skipped: setpriv: {error}"),
+            Err(error) => say_skipped(&test_name(), &format!("setpriv: {error}")),
         }
         return;
     }

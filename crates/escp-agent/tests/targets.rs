@@ -1,7 +1,6 @@
 //! What already is where something is to go.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's helpers fail the test")]
-#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 #![allow(dead_code, reason = "the pair serves several tests")]
 
 mod pair;
@@ -190,7 +189,7 @@ impl Mounted {
         if done.is_ok_and(|status| status.success()) {
             return Some(Self(at));
         }
-        eprintln!("skipped: this process may not mount");
+        escp_testkit::say_skipped(&escp_testkit::test_name(), "this process may not mount");
         None
     }
 }

@@ -70,8 +70,7 @@ mod tests {
     fn slots_used_so_far_are_registered() {
         // A ring may be refused on this machine (old kernel, sysctl, seccomp): nothing to test then.
         if io_uring_refused() {
-            println!("SKIP: io_uring is refused here");
-            return;
+            return escp_testkit::say_skipped(&escp_testkit::test_name(), "io_uring is refused here");
         }
         tokio_uring::start(async {
             let pool = Pool::new(4, 4096).unwrap();

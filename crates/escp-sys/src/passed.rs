@@ -127,8 +127,8 @@ mod tests {
         let opened = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECT, rustix::fs::Mode::empty());
         std::fs::remove_file(&path).unwrap();
         let Ok(file) = opened else {
-            println!("SKIP: O_DIRECT is refused by the file system here");
-            return;
+            let why = "O_DIRECT is refused by the file system here";
+            return escp_testkit::say_skipped(&escp_testkit::test_name(), why);
         };
         assert!(check(&file, Access::Read).unwrap());
         clear_direct(&file).unwrap();

@@ -4,6 +4,7 @@ use crate::harness::{
     DAEMON_UID, Daemon, OTHER_UID, is_root, next, open, options, powerless, reachable, until,
 };
 use escp_engine_api::{Command, Direction, EngineKind, Event, Listen, Side};
+use escp_testkit::{say_skipped, test_name};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -78,7 +79,7 @@ async fn a_session_id_that_is_taken_is_refused_whoever_asks() {
     let own = opening(&daemon.socket, 7).await;
     assert!(own.contains("escpd has a session of that id already"), "{own}");
     if !is_root() {
-        return println!("SKIPPED: acting as another user needs root");
+        return say_skipped(&test_name(), "acting as another user needs root");
     }
     let other = said_to_another_user(&daemon);
     // To the letter the same: nobody learns whose it is.
@@ -105,7 +106,7 @@ fn said_to_another_user(daemon: &Daemon) -> String {
 #[test]
 fn a_socket_that_is_narrowed_keeps_others_out() {
     if !is_root() {
-        return println!("SKIPPED: acting as another user needs root");
+        return say_skipped(&test_name(), "acting as another user needs root");
     }
     let daemon = Daemon::start("");
     assert!(said_to_another_user(&daemon).starts_with("Opened("));

@@ -2,6 +2,7 @@
 
 use crate::harness::{DAEMON_UID, Daemon, is_root, lives, status, until};
 use escp_engine_api::{Direction, EngineKind, Event, Fault};
+use escp_testkit::{say_skipped, test_name};
 use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -77,7 +78,7 @@ fn root_is_refused_and_workers_are_not_started_by_hand() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(said.starts_with("escpd: escpd does not run as root"), "{said}");
     } else {
-        println!("SKIPPED: refusing root needs root");
+        say_skipped(&test_name(), "refusing root needs root");
     }
     let output = Command::new(program).arg("worker").output().unwrap();
     assert_eq!(output.status.code(), Some(1));

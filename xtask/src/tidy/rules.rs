@@ -7,6 +7,8 @@ use super::source::{SourceFile, has_word};
 const MAX_LINES: usize = 500;
 /// Module names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 7] = ["util", "utils", "common", "helper", "helpers", "types", "misc"];
+/// What prints where only a person who looks at this very test sees it.
+const PRINTS: [&str; 2] = ["println!(", "print!("];
 /// Places of one machine; the tree must work from any clone. Split, or this file would break its own rule.
 const WORKPLACES: [&str; 4] =
     [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/Us", "ers/"), concat!("/tm", "p/w/")];
@@ -56,7 +58,8 @@ fn rust(file: &SourceFile, findings: &mut Vec<Finding>) {
     if EMPTY_NAMES.contains(&stem) {
         add(0, format!("a module named '{stem}' says nothing; name it after what it does"));
     }
-    for (index, line) in file.code.lines().enumerate() {
+    let mut opened = false;
+    for (index, (line, text)) in file.code.lines().zip(file.text.lines()).enumerate() {
         let number = index + 1;
         if has_word(line, "unsafe") && !may_be_unsafe(&file.path) {
             add(number, "unsafe belongs in escp-sys or escp-buf".to_owned());
@@ -64,9 +67,18 @@ fn rust(file: &SourceFile, findings: &mut Vec<Finding>) {
         if has_word(line, "tokio_uring") && !may_name_uring(&file.path) {
             add(number, "tokio_uring belongs in the engine's uring files".to_owned());
         }
-        if line.contains("process::exit") && file.name() != "main.rs" {
-            add(number, "process::exit belongs in main.rs; return an error instead".to_owned());
+        // Whatever it was imported as; nothing else of ours has the name.
+        let ends = has_word(line, "exit") || line.contains("process::abort");
+        if ends && file.name() != "main.rs" {
+            add(number, "ending the process belongs in main.rs; return an error instead".to_owned());
         }
+        if (opened || PRINTS.iter().any(|print| line.contains(print))) && skips(text) {
+            add(
+                number,
+                "a runner hides what a passing test prints; escp_testkit::say_skipped shows it".to_owned(),
+            );
+        }
+        opened = PRINTS.iter().any(|print| line.trim_end().ends_with(print));
         if let Some(name) = declared_module(line).filter(|name| EMPTY_NAMES.contains(name)) {
             add(number, format!("a module named '{name}' says nothing; name it after what it does"));
         }
@@ -74,6 +86,12 @@ fn rust(file: &SourceFile, findings: &mut Vec<Finding>) {
             add(number, "finish it, or leave it out".to_owned());
         }
     }
+}
+
+/// Whether a line has a text that begins like the word of a test that does not run.
+fn skips(line: &str) -> bool {
+    let line = line.to_lowercase();
+    line.contains("\"skip") || line.contains("\"\\nskip")
 }
 
 fn may_be_unsafe(path: &str) -> bool {
@@ -168,6 +186,24 @@ mod tests {
         let code = "fn f() { std::process::exit(1) }\n";
         assert_eq!(found("escp-cli/src/args.rs", code), 1);
         assert_eq!(found("escp-cli/src/main.rs", code), 0);
+        let imported = "use std::process::{self, exit};\nfn f() { exit(1) }\nfn g() { process::abort() }\n";
+        assert_eq!(found("escp-cli/src/args.rs", imported), 3);
+        assert_eq!(found("escp-cli/src/args.rs", "fn f(exit_status: u8) {} // exit\n"), 0);
+        // What clap's errors offer.
+        assert_eq!(found("escp-cli/src/args.rs", "fn f(e: Error) { e.exit() }\n"), 1);
+    }
+
+    #[test]
+    fn a_skip_that_nobody_sees_is_found() {
+        for rest in
+            ["(\"SKIP: no promtool\");\n", "(\"skipped: {error}\");\n", "(\n    \"SKIPPED: {error}\"\n);\n"]
+        {
+            for print in ["println!", "return eprintln!"] {
+                assert_eq!(found("escpd/tests/units.rs", &format!("{print}{rest}")), 1, "{print}{rest}");
+            }
+        }
+        let seen = "say_skipped(&test_name(), \"skipped\");\nprintln!(\"{skipped}\");\n";
+        assert_eq!(found("escpd/tests/units.rs", seen), 0);
     }
 
     #[test]
