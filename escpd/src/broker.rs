@@ -59,7 +59,8 @@ struct Sockets {
 
 impl Sockets {
     fn open(passed: &mut Passed, config: &Config) -> Result<Self, ListenError> {
-        // Data ports first: whoever answers on the local socket is then the one that complains.
+        passed.report();
+        // The local socket first: a daemon that serves there has the ports, too, and is what to complain about.
         let local = LocalSocket::open(passed, &config.socket)?;
         let ports = listen::data_ports(passed, config.ports)?;
         let metrics = config.metrics.map(listen::metrics).transpose()?;
@@ -163,7 +164,8 @@ impl Broker {
 
     async fn serve(mut self) {
         let mut watchdog = notify::watchdog().map(tokio::time::interval);
-        tracing::info!(ports = ?self.ports, socket = %self.setup.config.socket.display(), "escpd is ready");
+        let socket = self.local.as_ref().map(|(_, socket)| socket.path()).unwrap_or_default();
+        tracing::info!(ports = ?self.ports, socket = %socket.display(), "escpd is ready");
         notify::ready(&self.status());
         let mut grace_end = None;
         loop {

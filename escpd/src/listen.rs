@@ -4,7 +4,7 @@ use crate::notify;
 use escp_config::PortRange;
 use escp_sys::{process, seqpacket};
 use rustix::fs::FileType;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -40,7 +40,9 @@ pub(crate) enum ListenError {
     )]
     NoPort(PortRange),
     /// A data port cannot be listened on.
-    #[error("cannot listen on TCP port {port}: {source}")]
+    #[error(
+        "cannot listen on TCP port {port}: {source}; choose other ports with --ports or `ports:` in /etc/escp.conf"
+    )]
     Port {
         /// The last one tried.
         port: u16,
@@ -65,10 +67,13 @@ pub(crate) enum ListenError {
 pub(crate) struct Passed {
     local: Option<OwnedFd>,
     ports: BTreeMap<u16, TcpListener>,
+    /// Names of what is of no use.
+    others: Vec<String>,
 }
 
 impl Passed {
-    /// Takes what was passed to this process. They are told apart by what they are, not by their names.
+    /// Takes what was passed to this process. They are told apart by what they are, not by their names. Before
+    /// anything else is opened, which could get the number of one that is not there; so before there is a log.
     pub(crate) fn take() -> Self {
         let mut passed = Self::default();
         for (descriptor, name) in process::take_passed_descriptors() {
@@ -77,10 +82,17 @@ impl Passed {
             } else if let Some((port, listener)) = data_port(descriptor) {
                 passed.ports.insert(port, listener);
             } else {
-                tracing::warn!("the service manager passed '{}', which is of no use", name.escape_debug());
+                passed.others.push(name);
             }
         }
         passed
+    }
+
+    /// Says in the log what was passed in vain.
+    pub(crate) fn report(&self) {
+        for name in &self.others {
+            tracing::warn!("the service manager passed '{}', which is of no use", name.escape_debug());
+        }
     }
 }
 
@@ -103,7 +115,6 @@ impl LocalSocket {
     /// The one that was passed, or a new one at `path`, in place of one that nobody answers on.
     pub(crate) fn open(passed: &mut Passed, path: &Path) -> Result<Self, ListenError> {
         if let Some(descriptor) = passed.local.take() {
-            tracing::info!("serving the local socket that the service manager passed");
             return Ok(Self { descriptor, made: None });
         }
         use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
@@ -119,6 +130,17 @@ impl LocalSocket {
             return Err(ListenError::NoSocket(path.to_owned()));
         }
         Self::make(path).map_err(|source| ListenError::Socket { path: path.to_owned(), source })
+    }
+
+    /// Where it lies, whoever made it.
+    pub(crate) fn path(&self) -> PathBuf {
+        let address = SockRef::from(&self.descriptor).local_addr();
+        match (&self.made, address) {
+            // The kernel knows it by the name that it was made under.
+            (Some((path, _)), _) => path.clone(),
+            (None, Ok(address)) => address.as_pathname().unwrap_or(Path::new("(no path)")).to_owned(),
+            (None, Err(_)) => PathBuf::from("(unknown)"),
+        }
     }
 
     /// Listens under a name of its own first: the rename puts it in place of a dead one in one step.
@@ -157,7 +179,7 @@ pub(crate) fn data_ports(
     range: PortRange,
 ) -> Result<BTreeMap<u16, TcpListener>, ListenError> {
     let mut listeners = BTreeMap::new();
-    let mut problem = None;
+    let mut problems = Vec::new();
     for port in range.iter() {
         let kept = passed.ports.remove(&port);
         match kept.map_or_else(|| bind(port), Ok) {
@@ -165,7 +187,7 @@ pub(crate) fn data_ports(
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 tracing::info!(port, "a data port is taken by another process, and left out");
             }
-            Err(source) => problem = Some(ListenError::Port { port, source }),
+            Err(source) => problems.push(ListenError::Port { port, source }),
         }
     }
     for port in std::mem::take(&mut passed.ports).into_keys() {
@@ -173,7 +195,10 @@ pub(crate) fn data_ports(
         notify::forget(&stored_name(port));
     }
     if listeners.is_empty() {
-        return Err(problem.unwrap_or(ListenError::NoPort(range)));
+        return Err(problems.pop().unwrap_or(ListenError::NoPort(range)));
+    }
+    for problem in problems {
+        tracing::warn!("a data port is left out: {problem}");
     }
     for (port, listener) in &listeners {
         if let Err(error) = notify::keep(&stored_name(*port), &[listener.as_fd()]) {

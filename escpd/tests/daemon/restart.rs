@@ -49,8 +49,13 @@ fn passing(daemon: &Daemon, name: &str, socket: OwnedFd) -> Command {
 async fn who_comes_to_a_managers_socket_while_a_daemon_drains_is_served_by_the_next() {
     let mut daemon = Daemon::prepared("");
     let kept = seqpacket::listen(&daemon.socket, 0o666, 16).unwrap();
+    // It is told of another path, on which it does not listen then.
+    let real = std::mem::replace(&mut daemon.socket, "/nowhere/escpd.sock".into());
     let command = passing(&daemon, "local", kept.try_clone().unwrap());
+    daemon.socket = real;
     daemon.launch(command);
+    let ready = format!("socket={}", daemon.socket.display());
+    assert!(daemon.log().contains(&ready), "{}", daemon.log());
     let (near, far) = daemon.pair(1, EngineKind::Posix).await;
     daemon.signal(Signal::TERM);
     until("it drains", || daemon.log().contains("sessions may end by themselves"));
