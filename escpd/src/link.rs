@@ -163,22 +163,56 @@ fn encode<T: Serialize>(message: &T) -> io::Result<Zeroizing<Vec<u8>>> {
 }
 
 fn decode<T: DeserializeOwned>(buffer: &mut FrameBuffer) -> io::Result<T> {
-    let decoded = match postcard::take_from_bytes(buffer.frame()) {
-        Ok((message, [])) => Ok(message),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a message between broker and worker")),
-    };
+    let decoded = read(buffer.frame());
     buffer.wipe();
     decoded
 }
 
 #[cfg(test)]
 mod tests {
+fn read<T: DeserializeOwned>(frame: &[u8]) -> io::Result<T> {
+    match postcard::take_from_bytes(frame) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a message between broker and worker")),
+    }
+}
+
     use super::*;
     use escp_sys::seqpacket;
     use std::os::fd::AsFd;
 
+    use proptest::prelude::*;
     fn channels() -> (Channel, Channel) {
         let (left, right) = seqpacket::pair().unwrap();
+    /// What reads as a message can be said again, and is the same then.
+    fn holds<T: Serialize + DeserializeOwned + std::fmt::Debug>(frame: &[u8]) {
+        let Ok(message) = read::<T>(frame) else { return };
+        let again = encode(&message).unwrap();
+        assert_eq!(encode(&read::<T>(&again).unwrap()).unwrap(), again, "{message:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_is_read_as_what_it_is_not(
+            frame in prop::collection::vec(any::<u8>(), 0..200),
+            kind in 0_u8..6,
+            keep in 0_usize..200,
+        ) {
+            // Bytes of no kind, of each kind, and a message that is cut or goes on.
+            holds::<ToBroker>(&frame);
+            holds::<ToWorker>(&frame);
+            let led = [&[kind][..], &frame].concat();
+            holds::<ToBroker>(&led);
+            holds::<ToWorker>(&led);
+            let register = ToBroker::Register { session: [7; 16], route_key: Secret([8; 32]) };
+            let whole = encode(&register).unwrap();
+            let cut = whole.get(..keep).unwrap_or(&whole);
+            prop_assert_eq!(read::<ToBroker>(cut).is_ok(), cut.len() == whole.len());
+            let longer = [&whole[..], &frame[..frame.len().min(1)]].concat();
+            prop_assert_eq!(read::<ToBroker>(&longer).is_ok(), frame.is_empty());
+        }
+    }
+
         (Channel::new(left).unwrap(), Channel::new(right).unwrap())
     }
 
