@@ -14,7 +14,7 @@ use crate::paces::Paces;
 use crate::reload::{self, Reloaded};
 use crate::routes::RouteTable;
 use crate::session::{Hall, Phase, Session};
-use escp_config::Config;
+use escp_config::{Config, Log};
 use escp_engine::gate::{AcceptLimits, accept_lanes};
 use escp_ipc::Listener;
 use escp_sys::{process, seqpacket};
@@ -98,6 +98,7 @@ struct Broker {
     hall: Hall,
     paces: Paces,
     phase: watch::Sender<Phase>,
+    log: watch::Sender<Log>,
     draining: Arc<AtomicBool>,
     sessions: JoinSet<()>,
     services: JoinSet<()>,
@@ -124,6 +125,7 @@ impl Broker {
     fn new(setup: Setup, sockets: Sockets) -> io::Result<Self> {
         let Sockets { local, ports, metrics } = sockets;
         let (phase, watched) = watch::channel(Phase::Serving);
+        let (log, watched_log) = watch::channel(setup.config.log.clone());
         let ledger = Ledger::new();
         let routes = Arc::new(RouteTable::default());
         let draining = Arc::new(AtomicBool::new(false));
@@ -152,8 +154,9 @@ impl Broker {
             setup,
             local: Some((listener, local)),
             ports: numbers,
-            hall: Hall { ledger, routes, phase: watched },
+            hall: Hall { ledger, routes, phase: watched, log: watched_log },
             phase,
+            log,
             draining,
             sessions: JoinSet::new(),
             services,
@@ -286,6 +289,8 @@ impl Broker {
             self.paces.change(config.limits.rate_per_uid);
             setup.config = *config;
         }
+        // Also when nothing of it changed: a log file may have been rotated.
+        self.log.send_replace(setup.config.log.clone());
         notify::ready(&format!("{}; {said}", self.status()));
     }
 

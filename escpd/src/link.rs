@@ -22,6 +22,8 @@ pub(crate) enum ToWorker {
     Registered(Result<(), String>),
     /// A proven connection, which is the one descriptor, and its first packet in two halves.
     Lane([u8; 32], [u8; 32]),
+    /// Log from this level on, and open a log file again.
+    Log(LogChoice),
     /// End the session, and tell the peer why.
     Stop(String),
 }
@@ -72,7 +74,7 @@ impl ToWorker {
         match self {
             Self::Start(_) => 3,
             Self::Lane(..) => 1,
-            Self::Registered(_) | Self::Stop(_) => 0,
+            Self::Registered(_) | Self::Log(_) | Self::Stop(_) => 0,
         }
     }
 }
@@ -168,8 +170,6 @@ fn decode<T: DeserializeOwned>(buffer: &mut FrameBuffer) -> io::Result<T> {
     decoded
 }
 
-#[cfg(test)]
-mod tests {
 fn read<T: DeserializeOwned>(frame: &[u8]) -> io::Result<T> {
     match postcard::take_from_bytes(frame) {
         Ok((message, [])) => Ok(message),
@@ -177,13 +177,13 @@ fn read<T: DeserializeOwned>(frame: &[u8]) -> io::Result<T> {
     }
 }
 
+#[cfg(test)]
+mod tests {
     use super::*;
     use escp_sys::seqpacket;
+    use proptest::prelude::*;
     use std::os::fd::AsFd;
 
-    use proptest::prelude::*;
-    fn channels() -> (Channel, Channel) {
-        let (left, right) = seqpacket::pair().unwrap();
     /// What reads as a message can be said again, and is the same then.
     fn holds<T: Serialize + DeserializeOwned + std::fmt::Debug>(frame: &[u8]) {
         let Ok(message) = read::<T>(frame) else { return };
@@ -213,6 +213,8 @@ fn read<T: DeserializeOwned>(frame: &[u8]) -> io::Result<T> {
         }
     }
 
+    fn channels() -> (Channel, Channel) {
+        let (left, right) = seqpacket::pair().unwrap();
         (Channel::new(left).unwrap(), Channel::new(right).unwrap())
     }
 

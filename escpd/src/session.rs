@@ -4,6 +4,7 @@ use crate::ledger::{Ledger, SessionResult};
 use crate::link::{self, Start, ToBroker, ToWorker};
 use crate::logging::JOURNAL_STREAM;
 use crate::routes::RouteTable;
+use escp_config::Log;
 use escp_crypto::RouteKey;
 use escp_engine::AcceptedLane;
 use escp_ipc::{Channel, FrameBuffer};
@@ -50,6 +51,8 @@ pub(crate) struct Hall {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) routes: Arc<RouteTable>,
     pub(crate) phase: watch::Receiver<Phase>,
+    /// Changes with each reload.
+    pub(crate) log: watch::Receiver<Log>,
 }
 
 /// A session whose worker was started.
@@ -138,7 +141,7 @@ impl Session {
             let start = ToWorker::Start(Box::new(start));
             let sent = link::to_worker(channel, &start, &[agent.as_fd(), memory, pace]).await;
             match sent {
-                Ok(()) => send(channel, waiting_replies, waiting_lanes, hall.phase.clone()).await,
+                Ok(()) => send(channel, waiting_replies, waiting_lanes, hall.clone()).await,
                 Err(error) => error,
             }
         };
@@ -193,8 +196,9 @@ async fn send(
     channel: &Channel,
     mut replies: mpsc::Receiver<Result<(), String>>,
     mut lanes: mpsc::Receiver<AcceptedLane>,
-    mut phase: watch::Receiver<Phase>,
+    hall: Hall,
 ) -> io::Error {
+    let Hall { mut phase, mut log, .. } = hall;
     let mut told = false;
     loop {
         let (message, descriptor) = tokio::select! {
@@ -203,6 +207,7 @@ async fn send(
                 let half = |from: usize| std::array::from_fn(|at| packet.get(from + at).copied().unwrap_or(0));
                 (ToWorker::Lane(half(0), half(32)), Some(socket))
             }
+            Ok(()) = log.changed() => (ToWorker::Log((&*log.borrow_and_update()).into()), None),
             true = reached(&mut phase, Phase::Stopping), if !told => {
                 told = true;
                 (ToWorker::Stop("escpd was stopped".to_owned()), None)

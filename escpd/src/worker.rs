@@ -6,7 +6,7 @@
 use crate::ledger::SessionResult;
 use crate::link::{self, Start, ToBroker, ToWorker};
 use crate::logging::Logging;
-use escp_config::{Config, Limits};
+use escp_config::{Config, Limits, Log};
 use escp_engine::pace::Pace;
 use escp_engine::placement::Placement;
 use escp_engine::{AcceptedLane, Host, LaneSource, Registration};
@@ -74,7 +74,7 @@ fn work(channel: OwnedFd) -> io::Result<()> {
 async fn session(channel: OwnedFd) -> io::Result<()> {
     let channel = Channel::new(channel)?;
     let mut buffer = FrameBuffer::new();
-    let Assignment { start, agent, page, pace, _logging } = assignment(&channel, &mut buffer).await?;
+    let Assignment { start, agent, page, pace, logging } = assignment(&channel, &mut buffer).await?;
     let page = Arc::new(page);
     let (register, registrations) = mpsc::channel(1);
     let (lane_sender, lanes) = mpsc::channel(LANES);
@@ -88,7 +88,7 @@ async fn session(channel: OwnedFd) -> io::Result<()> {
         pace: Some(pace),
         placed: Some(placed),
     });
-    let errands = Errands { registrations, lanes: lane_sender, stop: Some(stop), placement };
+    let errands = Errands { registrations, lanes: lane_sender, stop: Some(stop), placement, logging };
     let end = tokio::select! {
         end = escp_ipc::serve(agent, bounded(engine, start, stopped)) => end,
         error = errands.run(&channel, &mut buffer) => return Err(error),
@@ -120,7 +120,7 @@ struct Assignment {
     agent: OwnedFd,
     page: CounterPage,
     pace: Pace,
-    _logging: Logging,
+    logging: Logging,
 }
 
 async fn assignment(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<Assignment> {
@@ -134,7 +134,7 @@ async fn assignment(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<A
     let pace = Pace::new(Arc::new(CounterPage::map(pace)?));
     let log = std::mem::take(&mut start.log).into();
     let logging = Logging::start(&log).map_err(io::Error::other)?;
-    Ok(Assignment { start: *start, agent, page, pace, _logging: logging })
+    Ok(Assignment { start: *start, agent, page, pace, logging })
 }
 
 /// What goes on between broker and engine.
@@ -143,6 +143,7 @@ struct Errands {
     lanes: mpsc::Sender<AcceptedLane>,
     stop: Option<oneshot::Sender<String>>,
     placement: oneshot::Receiver<Placement>,
+    logging: Logging,
 }
 
 impl Errands {
@@ -184,6 +185,14 @@ impl Errands {
                         // Without room it is closed, and dialled again.
                         let _ = self.lanes.try_send(AcceptedLane { packet, socket });
                     }
+                }
+                Ok(Some((ToWorker::Log(choice), _))) => {
+                    let Log { level, .. } = choice.into();
+                    if let Err(error) = self.logging.reopen() {
+                        tracing::error!("{error}; the old file stays in use");
+                    }
+                    self.logging.set_level(level);
+                    tracing::debug!("logging as the configuration says now");
                 }
                 Ok(Some((ToWorker::Stop(reason), _))) => {
                     let _ = self.stop.take().map(|stop| stop.send(reason));

@@ -11,6 +11,7 @@
 
 mod harness;
 mod limits;
+mod manager;
 mod restart;
 mod rights;
 mod transfer;
