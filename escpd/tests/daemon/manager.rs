@@ -1,13 +1,15 @@
-//! What the daemon hears from its service manager, and tells it.
+//! What the daemon tells its service manager and its log, by their own sockets.
 
 use crate::harness::{DAEMON_UID, Daemon, SOON, is_root, powerless, until};
 use escp_engine_api::{Direction, EngineKind};
+use escp_testkit::{say_skipped, test_name};
 use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
 use std::fs;
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 
 /// A datagram socket that the daemon may send to.
 fn bound(path: &Path) -> UnixDatagram {
@@ -83,4 +85,44 @@ async fn a_reload_reaches_the_sessions_that_run() {
     drop(session);
     until("the worker says what it would not have said", || logged().contains("the agent hung up"));
     assert!(!fs::read_to_string(&old).unwrap().contains("DEBUG"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_go_to_the_journal_with_their_fields() {
+    if !is_root() {
+        return say_skipped(&test_name(), "a journal socket of its own needs root (a mount namespace)");
+    }
+    let mut daemon = Daemon::prepared("log:\n  level: debug\n  target: journald\n");
+    let journal = daemon.directory.path().join("journal");
+    fs::create_dir(&journal).unwrap();
+    let receiver = bound(&journal.join("socket"));
+    let inner = powerless(DAEMON_UID, &daemon.directory.path().join("escpd"));
+    let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && \
+                  mount --bind \"$1\" /run/systemd/journal && shift && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(&journal);
+    command.arg(inner.get_program()).args(inner.get_args());
+    command.args(daemon.arguments().into_iter().filter(|word| word != "--foreground"));
+    daemon.launch(command);
+    drop(daemon.far(1, Direction::Receive, EngineKind::Posix).await);
+    // The broker's line, and one of a worker's, which opened the journal for itself.
+    let mut waited: Vec<(&str, &str)> = vec![("escpd is ready", "5"), ("the agent hung up", "6")];
+    while !waited.is_empty() {
+        let mut buffer = vec![0; 65536];
+        let length = receiver.recv(&mut buffer).unwrap();
+        let entry = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        waited.retain(|(message, priority)| {
+            let matches = entry.contains(message);
+            if matches {
+                // A name, the length of the value in 8 bytes, the value.
+                let field = format!("PRIORITY\n\u{1}\0\0\0\0\0\0\0{priority}\n");
+                assert!(entry.contains(&field), "{entry}");
+                assert!(entry.contains("SYSLOG_IDENTIFIER\n") && entry.contains("escpd"), "{entry}");
+            }
+            !matches
+        });
+    }
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().success());
+    assert_eq!(daemon.log(), "", "lines went to standard error as well");
 }
