@@ -139,8 +139,8 @@ pub static KEYS: &[Key] = &[
         reader: Reader::Cli,
         applies: Applies::NextRun,
         meaning: "TCP connections for file data of one transfer; -t on the command line. Between two ends on one \
-                  machine, which share its cores, escp takes at most half as many as there are cores; -t is \
-                  always taken as it is.",
+                  machine, which share its cores, escp takes at most one for each core, and as many blocks in \
+                  flight in all; -t is always taken as it is.",
         set: |c, v| assign(&mut c.streams, number(v, 1..=MAX_STREAMS)),
         get: |c| c.streams.to_string(),
     },
