@@ -56,12 +56,8 @@ impl Stop {
         let hang_up = watch::Sender::new(None);
         let (raised, mut signal) = (hang_up.clone(), self.signal.clone());
         tokio::spawn(async move {
-            tokio::select! {
-                Ok(said) = signal.wait_for(Option::is_some) => {
-                    said.clone().into_iter().for_each(|said| raise(&raised, said));
-                }
-                // The session is over.
-                () = raised.closed() => {}
+            if let Ok(Some(said)) = signal.wait_for(Option::is_some).await.map(|said| said.clone()) {
+                raise(&raised, said);
             }
         });
         hang_up

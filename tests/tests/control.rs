@@ -181,7 +181,7 @@ fn what_the_other_side_says_forges_nothing() -> Checked {
     let logfile = log.to_string_lossy();
     let refused = ControlFailure { status: 3, text: evil.to_owned() };
     let frame = ControlMessage::Failed(refused).encode_frame()?;
-    let outcome = answered_after_hello(&world, &frame, &["-vvv", "--logfile", &logfile], 3)?;
+    let outcome = answered_after_hello(&world, &frame, &["-v", "--logfile", &logfile], 3)?;
     for (place, text) in
         [("the terminal", outcome.stderr.as_str()), ("the log", &std::fs::read_to_string(log)?)]
     {

@@ -69,9 +69,9 @@ fn acls_and_attributes_go_with_the_old_inode_and_stay_in_place() -> Checked {
     let extended = || {
         Ok::<_, Trouble>(tool("getfacl", &["--omit-header", "--absolute-names"])?.contains("user:nobody:r"))
     };
-    let attribute = || rustix::fs::getxattr(&old, c"user.colour", &mut [0_u8; 16][..]).is_ok();
+    let attribute = || rustix::fs::getxattr(old.as_path(), c"user.colour", &mut [0_u8; 16][..]).is_ok();
     tool("setfacl", &["--modify", "user:nobody:r"])?;
-    rustix::fs::setxattr(&old, c"user.colour", b"blue", rustix::fs::XattrFlags::empty())?;
+    rustix::fs::setxattr(old.as_path(), c"user.colour", b"blue", rustix::fs::XattrFlags::empty())?;
     ensure!(extended()? && attribute(), "they are not there to begin with");
 
     copy_and_compare(&world, Way::Up, &["--inplace"], "new", "disk/old")?;
