@@ -314,7 +314,7 @@ fn one_machine_gets_no_more_connections_than_it_serves() -> Checked {
     need_root!();
     let cores = std::thread::available_parallelism()?.get();
     // With stream 0, which carries no file data.
-    let shared = 1 + (cores / 2).clamp(1, 4);
+    let shared = 1 + cores.clamp(1, 4);
     for (plan, flags, lanes) in [
         (Plan::new(Host::Embedded, Host::Daemon), &["-v"][..], shared),
         (Plan::new(Host::Embedded, Host::Daemon), &["-v", "-t", "7"], 8),

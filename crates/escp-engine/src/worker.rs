@@ -209,7 +209,17 @@ async fn run_lane(
         Disk::Uring if !ring => Disk::Posix,
         disk => disk,
     };
-    let lane = Lane { disk, shared, state, socket, pool, alone, adapt, blocks: Cell::default() };
+    let lane = Lane {
+        disk,
+        shared,
+        state,
+        socket,
+        pool,
+        alone,
+        plain: Cell::default(),
+        adapt,
+        blocks: Cell::default(),
+    };
     match key {
         LaneKey::Seal(sealer) => send_lane(lane, sealer).await,
         LaneKey::Open(opener) => receive_lane(lane, opener).await,

@@ -53,6 +53,8 @@ pub(crate) struct Lane {
     pub(crate) pool: Pool,
     /// No other lane ever runs on this thread.
     pub(crate) alone: bool,
+    /// The last record's data was read or written by plain calls: files in memory, small ones, no files at all.
+    pub(crate) plain: Cell<bool>,
     /// Sender, where compression is wanted: which level, for all lanes of this thread.
     pub(crate) adapt: Option<Rc<RefCell<Adapt>>>,
     /// Blocks of files that went through this lane; small files that share a record do not count.
@@ -107,25 +109,29 @@ impl Lane {
     /// As [`Disk::read`].
     fn read(&self, file: &Arc<File>, buf: Buf, range: Range<usize>, offset: u64) -> DiskOp {
         let fixed = buf.registered().is_some();
-        self.count_fixed(fixed, self.disk.read(file, buf, range, offset))
+        self.note(fixed, self.disk.read(file, buf, range, offset))
     }
 
     /// As [`Disk::write`].
     fn write(&self, file: &Arc<File>, buf: Buf, range: Range<usize>, offset: u64) -> DiskOp {
         let fixed = buf.registered().is_some();
-        self.count_fixed(fixed, self.disk.write(file, buf, range, offset))
+        self.note(fixed, self.disk.write(file, buf, range, offset))
     }
 
-    fn count_fixed(&self, fixed: bool, op: DiskOp) -> DiskOp {
-        if fixed && matches!(op, DiskOp::Ring(_)) {
+    /// Notes how an operation is done.
+    fn note(&self, fixed: bool, op: DiskOp) -> DiskOp {
+        let by_ring = matches!(op, DiskOp::Ring(_));
+        self.plain.set(!by_ring);
+        if fixed && by_ring {
             self.state.fixed.fetch_add(1, Relaxed);
         }
         op
     }
 
-    /// Who waits for the socket, where nothing of this lane is under way on the ring, or something is.
-    fn wait(&self, ring_is_idle: bool) -> Wait {
-        if self.alone && ring_is_idle { Wait::Thread } else { Wait::Task }
+    /// Who waits for the socket: the thread, where it serves this lane alone and plain calls move the lane's data, so that
+    /// nothing of the ring is waited for.
+    fn wait(&self) -> Wait {
+        if self.alone && self.plain.get() { Wait::Thread } else { Wait::Task }
     }
 
     /// Registers the pool's slots once the lane has moved enough to earn it back. A refusal (the limit of

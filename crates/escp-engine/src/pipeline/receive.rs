@@ -5,7 +5,7 @@ use super::{BODY, Lane, LaneError, PAYLOAD, RECORD};
 use crate::check;
 use crate::files::{File, Known};
 use crate::meter::Counter;
-use crate::net::Received;
+use crate::net::{Received, Wait};
 use escp_buf::Buf;
 use escp_crypto::Opener;
 use escp_engine_api::{FileError, Stage};
@@ -78,7 +78,7 @@ impl Receiving {
         state.network_beside(self.writes.in_flight());
         let socket = self.lane.socket.clone();
         let max = shared.max_file_payload();
-        let wait = self.lane.wait(self.writes.is_empty());
+        let wait = if self.writes.is_empty() { self.lane.wait() } else { Wait::Task };
         let record = async {
             let (result, buf) = socket.receive(buf, RECORD..PAYLOAD, wait).await;
             whole(result)?;
@@ -232,6 +232,7 @@ impl Receiving {
     fn packed(&self, buf: &Buf, header: &BlockHeader) -> Result<(), LaneError> {
         let data = &buf.bytes()[BODY..BODY + header.plain_len as usize];
         let shared = &self.lane.shared;
+        self.lane.plain.set(true);
         let mut over = Vec::new();
         for item in unpack(header.file, data)? {
             let length = item.length as u64;

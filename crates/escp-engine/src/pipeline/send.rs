@@ -6,6 +6,7 @@ use crate::check;
 use crate::disk::DiskOp;
 use crate::files::File;
 use crate::meter::Counter;
+use crate::net::Wait;
 use crate::plan::{Next, Work};
 use escp_buf::Buf;
 use escp_crypto::Sealer;
@@ -233,6 +234,7 @@ impl Sending {
 
     fn prepare_pack(&mut self, files: Vec<Arc<File>>, mut buf: Buf) -> Option<Record> {
         let lane = &self.lane;
+        lane.plain.set(true);
         let reserved = files.len() * HEADER_LEN;
         let (headers, data) = buf.bytes_mut()[BODY..].split_at_mut(reserved);
         let mut end = 0;
@@ -367,7 +369,7 @@ impl Sending {
         state.enter(Stage::Send, shared.now());
         state.network_beside(self.reading());
         let wire_len = record.len() as u64;
-        let wait = self.lane.wait(self.window.iter().all(Staged::is_done_at_once));
+        let wait = if self.reading() == 0 { self.lane.wait() } else { Wait::Task };
         let (result, _buf) = self.lane.socket.send(buf, record, wait).await;
         result.map_err(|error| LaneError::network("sending", &error))?;
         shared.meter.add(Counter::BytesNetworkOut, wire_len);
