@@ -33,6 +33,11 @@ impl Pulse {
         self.stopped.load(Ordering::Acquire)
     }
 
+    /// Lets nothing begin any more.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
     /// Notes that a step was done: whoever waits for the end goes on waiting.
     pub(crate) fn beat(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
@@ -89,7 +94,7 @@ impl<J: Send + 'static> Pool<J> {
 impl<J> Pool<J> {
     /// Lets no further job be done; the threads only release what jobs hold.
     pub(crate) fn stop(&self) {
-        self.pulse.stopped.store(true, Ordering::Release);
+        self.pulse.stop();
     }
 }
 

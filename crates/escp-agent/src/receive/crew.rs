@@ -2,7 +2,7 @@
 
 use super::create::{Batch, Made, Wanted, make};
 use super::directory::{Directory, Promise};
-use super::publish::{Complete, Full, finish_all, leftovers, publish, with_numbers};
+use super::publish::{Complete, Full, finish_all, leftovers, publish, remove, with_numbers};
 use super::space::Space;
 use crate::link::TransferOptions;
 use crate::pool::{Pool, Pulse};
@@ -153,14 +153,6 @@ fn abandon(job: Job, pulse: &Pulse) {
         }
         // Dropping it breaks its promises, so that nobody waits for directories that will not be made.
         Job::Make(_) | Job::Finish(_) | Job::Leftovers(_) => {}
-    }
-}
-
-fn remove<T>(made: impl IntoIterator<Item = T>, pulse: &Pulse) {
-    for made in made {
-        // Dropping what was made removes the temporary file.
-        drop(made);
-        pulse.beat();
     }
 }
 

@@ -40,6 +40,9 @@ pub(super) struct Full {
 }
 
 /// Publishes files: mode, times, name; then the directories are made durable, each once.
+///
+/// Once the pulse is stopped no further file gets its name: the rest is removed, and nothing is answered, since
+/// nobody listens any more.
 pub(super) fn publish(
     files: Vec<Complete>,
     options: &TransferOptions,
@@ -48,7 +51,10 @@ pub(super) fn publish(
     pulse: &Pulse,
 ) -> Vec<(u64, Result<FileCheck, String>)> {
     let mut placed = Vec::with_capacity(files.len());
-    for file in files {
+    let mut files = files.into_iter();
+    while !pulse.is_stopped()
+        && let Some(file) = files.next()
+    {
         let Complete { number, made, attributes, check } = file;
         space.release(number);
         let parent = Arc::clone(&made.parent);
@@ -58,6 +64,10 @@ pub(super) fn publish(
         });
         placed.push((number, check, parent, outcome));
         pulse.beat();
+    }
+    if pulse.is_stopped() {
+        remove(files.map(|file| file.made), pulse);
+        return Vec::new();
     }
     let sync = if options.durable {
         let good = placed.iter().filter(|(_, _, _, outcome)| outcome.is_ok());
@@ -72,6 +82,15 @@ pub(super) fn publish(
             (number, outcome.and_then(|()| durable()).map(|()| check))
         })
         .collect()
+}
+
+/// Removes what was made for files that will not be published.
+pub(super) fn remove<T>(made: impl IntoIterator<Item = T>, pulse: &Pulse) {
+    for made in made {
+        // Dropping what was made removes the temporary file.
+        drop(made);
+        pulse.beat();
+    }
 }
 
 /// Gives a file its mode and times.
@@ -196,4 +215,79 @@ pub(super) fn leftovers(directory: &Directory) -> Option<String> {
         if count == 1 { "" } else { "s" },
         names.join(", ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::create::{Batch, Wanted, make};
+    use super::super::directory::Promise;
+    use super::*;
+    use crate::path::PathNode;
+    use crate::storage::Memory;
+    use escp_proto::agent::Timestamp;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+    use std::time::Duration;
+
+    const OPTIONS: TransferOptions = TransferOptions {
+        recursive: true,
+        preserve: false,
+        inplace: false,
+        durable: true,
+        direct: false,
+        checksum: true,
+        dummy: false,
+        block_size: 1 << 20,
+    };
+
+    fn open(path: &Path) -> Arc<Directory> {
+        let path = path.as_os_str().as_bytes();
+        Directory::open_named(path, PathNode::root(path.to_vec())).unwrap()
+    }
+
+    /// An empty file that can be published.
+    fn complete(number: u64, parent: &Arc<Directory>, name: &str, space: &Space) -> Complete {
+        let wanted = Wanted {
+            number,
+            parent: Arc::clone(parent),
+            name: name.into(),
+            size: 0,
+            sparse: false,
+            user_named: false,
+        };
+        let made = make(wanted, &OPTIONS, space, &Memory::default(), &mut Batch::default()).unwrap();
+        let time = Timestamp { seconds: 0, nanoseconds: 0 };
+        let attributes = Attributes { mode: 0o644, mtime: time, atime: time };
+        Complete { number, made, attributes, check: FileCheck::Crc64(0) }
+    }
+
+    #[test]
+    fn a_stop_leaves_what_is_published_and_removes_the_rest() {
+        let root = tempfile::tempdir().unwrap();
+        let sub = root.path().join("sub");
+        std::fs::create_dir(&sub).unwrap();
+        let (top, space, pulse) = (open(root.path()), Space::default(), Pulse::default());
+        let mut files = vec![complete(1, &top, "one", &space), complete(2, &open(&sub), "two", &space)];
+        files.extend((3..100).map(|number| complete(number, &top, &format!("f{number}"), &space)));
+        // The second waits for its directory, and so for the stop.
+        let late = Directory::promised(PathNode::child(&top.node, b"sub"));
+        files[1].made.parent = Arc::clone(&late);
+        let told = std::thread::scope(|scope| {
+            let publishing = scope.spawn(|| publish(files, &OPTIONS, 0, &space, &pulse));
+            while !root.path().join("one").exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            pulse.stop();
+            Promise(late).make(top.wait().unwrap(), b"sub").unwrap();
+            publishing.join().unwrap()
+        });
+        assert_eq!(told, []);
+        let names = |path: &Path| -> Vec<_> {
+            let entries = std::fs::read_dir(path).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        let mut there = names(root.path());
+        there.sort();
+        assert_eq!((there, names(&sub)), (vec!["one".into(), "sub".into()], vec!["two".to_owned()]));
+    }
 }
