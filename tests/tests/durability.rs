@@ -46,11 +46,16 @@ impl Scene {
         Ok(Self { _disk: disk, world, way })
     }
 
-    /// Copies the tree while the receiving side (agent, engine, and the CLI in any case) is watched.
+    /// Copies the tree to a name of its own, watched as by [`Scene::copy_of`].
     fn copy(&self, flags: &[&str], more: &[&str]) -> Checked<Copied> {
+        self.copy_of(&["tree"], flags, more)
+    }
+
+    /// Copies while the receiving side (agent, engine, and the CLI in any case) is watched.
+    fn copy_of(&self, sources: &[&str], flags: &[&str], more: &[&str]) -> Checked<Copied> {
         let world = &self.world;
         let flags = [&["-r"], flags].concat();
-        let waiting = Waiting::new(world, self.way.escp(world, &flags, &["tree"], "disk/copy"))?;
+        let waiting = Waiting::new(world, self.way.escp(world, &flags, sources, "disk/copy"))?;
         let cli = waiting.pid();
         let (engine, agent) = match self.way {
             Way::Up => (&world.far_daemon, Some(world.sshd.pid())),
@@ -61,6 +66,13 @@ impl Scene {
         let strace = Strace::attach(world, &pids, WATCHED, more)?;
         let outcome = waiting.go()?.end()?;
         Ok(Copied { outcome, seen: strace.seen()?, cli })
+    }
+
+    /// Calls that make something of this world durable.
+    fn syncs<'a>(&self, seen: &'a Calls) -> Vec<&'a Call> {
+        let scratch = self.world.scratch.path().to_string_lossy().into_owned();
+        let ours = |call: &&Call| call.text.contains(&scratch) || call.is("sync");
+        SYNCS.iter().flat_map(|name| seen.named(name)).filter(ours).collect()
     }
 }
 
@@ -165,11 +177,41 @@ fn without_fsync_nothing_is_made_durable() -> Checked {
         ensure!(copied.outcome.code() == 0, "{told}");
         let renames = copied.seen.calls.iter().filter_map(renamed).count();
         ensure!(renames == SMALL + 1, "{renames} renames were seen");
-        let scratch = scene.world.scratch.path().to_string_lossy().into_owned();
-        let ours = |call: &&Call| call.text.contains(&scratch) || call.is("sync");
-        let syncs: Vec<&Call> = SYNCS.iter().flat_map(|name| copied.seen.named(name)).filter(ours).collect();
+        let syncs = scene.syncs(&copied.seen);
         ensure!(syncs.is_empty(), "{way:?} with --no-fsync: {syncs:#?}");
         compare::same(&way.source(&scene.world).join("tree"), &way.target(&scene.world).join("disk/copy"))?;
+    }
+    Ok(())
+}
+
+/// Several sources go to a directory that is made for them.
+#[test]
+fn a_target_that_is_made_is_durable_unless_that_is_off() -> Checked {
+    need_root!();
+    if program("strace").is_err() {
+        skip!("strace is not installed");
+    }
+    let sources = ["tree/d0/small0", "tree/d1/small1"];
+    for flags in [&[][..], &["--no-fsync"]] {
+        let scene = Scene::new(Way::Up, Host::Embedded)?;
+        let copied = scene.copy_of(&sources, flags, &[])?;
+        let told = copied.outcome.told();
+        ensure!(copied.outcome.code() == 0, "{told}");
+        let made = happened(&copied.seen, "the target being made", |call| {
+            call.is("mkdirat") && call.result == Some(0) && call.text.contains("disk/copy")
+        })?;
+        let disk = scene.world.far.join("disk").to_string_lossy().into_owned();
+        if flags.is_empty() {
+            names_are_durable(&copied.seen, &disk, made, copied.seen.end_of(copied.cli)?)?;
+        } else {
+            let syncs = scene.syncs(&copied.seen);
+            ensure!(syncs.is_empty(), "with --no-fsync: {syncs:#?}");
+        }
+        for source in sources {
+            let name = source.rsplit('/').next().unwrap_or_default();
+            let copy = scene.world.far.join("disk/copy").join(name);
+            compare::same_sha256(&scene.world.near.join(source), &copy)?;
+        }
     }
     Ok(())
 }

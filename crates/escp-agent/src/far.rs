@@ -357,8 +357,9 @@ async fn part(
     match &request.transfer {
         Transfer::Upload { .. } if request.dummy => Ok(Part::Receive(Target::dummy())),
         Transfer::Upload { target, directory_required } => {
-            let (target, required) = (target.clone(), *directory_required);
-            establish::look(stop, move || Target::resolve(&target, required, 0)).await?.map(Part::Receive)
+            let (target, required, durable) = (target.clone(), *directory_required, request.durable);
+            let resolve = move || Target::resolve(&target, required, 0, durable);
+            establish::look(stop, resolve).await?.map(Part::Receive)
         }
         Transfer::Download { sources } if request.dummy => {
             let sources: Option<Vec<_>> = sources.iter().map(|source| dummy_source(source)).collect();

@@ -376,9 +376,9 @@ async fn connect_and_move(
             let target = if job.options.dummy {
                 Target::dummy()
             } else {
-                let (path, required) = (target.clone(), *directory_required);
+                let (path, required, durable) = (target.clone(), *directory_required, job.options.durable);
                 // At least one: 0 would mean an upload.
-                let resolve = move || Target::resolve(&path, required, sources.max(1));
+                let resolve = move || Target::resolve(&path, required, sources.max(1), durable);
                 match establish::look(&mut stop, resolve).await.flatten() {
                     Ok(target) => target.requested(asked).beside(names.clone()),
                     Err(error) => return Err(opening.abort(error).await),

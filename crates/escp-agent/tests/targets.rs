@@ -313,7 +313,8 @@ async fn a_planted_link_is_never_followed_out_in_a_race_of_1000_rounds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_takes_what_was_asked_for_only() {
     let place = Place::new();
-    let asked = Target::resolve(&bytes(place.at("to")), false, 1).unwrap().requested(&[b"other".to_vec()]);
+    let asked =
+        Target::resolve(&bytes(place.at("to")), false, 1, true).unwrap().requested(&[b"other".to_vec()]);
     let outcome =
         converse(vec![source(place.at("file"))], asked, options(), Faults::default(), Faults::default())
             .await;

@@ -54,9 +54,12 @@ impl Directory {
         Ok(Arc::new(Self { node, held: OnceLock::from(Some(held)) }))
     }
 
-    /// Makes the directory at a path that the user named, durably.
-    pub(super) fn make_named(path: &[u8]) -> Result<(), Errno> {
+    /// Makes the directory at a path that the user named, durably where asked.
+    pub(super) fn make_named(path: &[u8], durable: bool) -> Result<(), Errno> {
         mkdirat(CWD, path, Mode::from_raw_mode(0o777))?;
+        if !durable {
+            return Ok(());
+        }
         let parent = match split_last(path).0 {
             b"" => b".",
             parent => parent,

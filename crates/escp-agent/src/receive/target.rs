@@ -88,11 +88,17 @@ impl Target {
     /// source. `sources` is 0 for an upload, as its far side sees it: then `~` is expanded, an empty path is
     /// the working directory, and a directory that is required is made. For a download it is the number of
     /// top-level sources after expansion: a directory that is required (several sources on the command line)
-    /// must exist, one that is only needed (one pattern, several matches) is made.
+    /// must exist, one that is only needed (one pattern, several matches) is made; `durable`: so that it outlives
+    /// a crash.
     ///
     /// # Errors
     /// Status 1 and a sentence when the target cannot be used at all.
-    pub fn resolve(path: &[u8], directory_required: bool, sources: u32) -> Result<Self, SessionError> {
+    pub fn resolve(
+        path: &[u8],
+        directory_required: bool,
+        sources: u32,
+        durable: bool,
+    ) -> Result<Self, SessionError> {
         let upload = sources == 0;
         let refuse = |text: String| SessionError { status: 1, text: format!("{}: {text}", escaped(path)) };
         let expanded = if upload { home_expanded(path).map_err(refuse)? } else { path.to_vec() };
@@ -105,7 +111,7 @@ impl Target {
             }
             Ok(_) if many => return Err(refuse(why(Errno::NOTDIR))),
             Err(Errno::NOENT) if many && (upload || !directory_required) => {
-                Directory::make_named(&expanded)
+                Directory::make_named(&expanded, durable)
                     .map_err(|error| refuse(format!("cannot be made: {}", why(error))))?;
                 Place::Into(open(node)?)
             }
@@ -209,7 +215,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     fn resolve(path: &std::path::Path, required: bool, sources: u32) -> Result<Target, SessionError> {
-        Target::resolve(path.as_os_str().as_bytes(), required, sources)
+        Target::resolve(path.as_os_str().as_bytes(), required, sources, true)
     }
 
     fn named(target: &mut Target, name: &[u8], directory: bool) -> Option<Vec<u8>> {

@@ -425,7 +425,7 @@ pub(crate) fn bytes(path: impl AsRef<std::path::Path>) -> Vec<u8> {
 
 /// The target at this path, as the far side of an upload resolves it.
 pub(crate) fn target(path: impl AsRef<std::path::Path>) -> Target {
-    Target::resolve(&bytes(path), false, 0).expect("target")
+    Target::resolve(&bytes(path), false, 0, true).expect("target")
 }
 
 /// An upload of paths without faults.
