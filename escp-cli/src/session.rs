@@ -46,6 +46,7 @@ pub(crate) async fn run_all(
 async fn run(plan: Plan, socket: Option<PathBuf>, screen: &Arc<Screen>, stop: &Stop) -> Ended {
     let host = plan.job.host.clone();
     screen.start_drawing();
+    // In the main thread: no task is spawned on the way here.
     let outcome = match plan.ssh.start() {
         Err(text) => Err(SessionError { status: status::CONNECT, text }),
         Ok(mut child) => {

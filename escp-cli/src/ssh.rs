@@ -90,23 +90,20 @@ impl SshPlan {
     }
 
     /// Starts ssh with pipes for the control channel. Its stderr and the terminal stay its own, so that it
-    /// can ask for passwords and second factors.
+    /// can ask for passwords and second factors. It is told to end when the calling thread does: one whose
+    /// server says nothing would not notice that nobody waits for it. To be called from a thread that lives as
+    /// long as the process.
     ///
     /// # Errors
     /// One sentence.
     pub(crate) fn start(&self) -> Result<Child, String> {
         tracing::debug!(program = ?self.program, arguments = ?self.arguments, "starting ssh");
-        Command::new(&self.program)
-            .args(&self.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| {
-                format!(
-                    "cannot start {}: {error}; -S names another program",
-                    escaped(self.program.as_bytes())
-                )
-            })
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        escp_sys::process::terminate_with_parent(command.as_std_mut());
+        command.spawn().map_err(|error| {
+            format!("cannot start {}: {error}; -S names another program", escaped(self.program.as_bytes()))
+        })
     }
 
     /// Why there is no session, in one sentence.

@@ -228,8 +228,9 @@ fn kill(stage: Stage, host: Host, way: Way, part: Part) -> Checked {
 
 #[test]
 fn killed_while_logging_in() -> Checked {
-    // Not the CLI: an ssh whose server says nothing does not look whether anybody waits for it.
-    kill(Stage::LoggingIn, Host::Embedded, Way::Up, Part::Ssh)
+    kill(Stage::LoggingIn, Host::Embedded, Way::Up, Part::Ssh)?;
+    // Its ssh, whose server says nothing, does not look whether anybody waits for it.
+    kill(Stage::LoggingIn, Host::Embedded, Way::Up, Part::Cli)
 }
 
 #[test]

@@ -4,6 +4,7 @@ use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first descriptor a service manager passes (sd_listen_fds(3)).
@@ -68,6 +69,22 @@ pub fn die_with_parent(parent: u32) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::new(io::ErrorKind::NotFound, "the process that started this one has ended"))
+    }
+}
+
+/// Has the kernel send SIGTERM to the process that this command starts when the thread that starts it ends, however
+/// that comes. Its own children do not inherit that.
+pub fn terminate_with_parent(command: &mut std::process::Command) {
+    let parent = rustix::process::getpid();
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // It may have ended before the kernel knew.
+        let alive = rustix::process::getppid() == Some(parent);
+        if alive { Ok(()) } else { Err(io::Error::from(rustix::io::Errno::SRCH)) }
+    };
+    // SAFETY: between fork(2) and execve(2) this makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(ask);
     }
 }
 
@@ -238,6 +255,16 @@ mod tests {
             die_with_parent(u32::try_from(parent).unwrap()).unwrap();
             assert_eq!(die_with_parent(u32::MAX).unwrap_err().kind(), io::ErrorKind::NotFound);
         });
+    }
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let mut command = std::process::Command::new("sleep");
+        command.arg("60");
+        terminate_with_parent(&mut command);
+        let mut child = std::thread::spawn(move || command.spawn().unwrap()).join().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGTERM));
     }
 
     #[test]
