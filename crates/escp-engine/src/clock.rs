@@ -5,6 +5,9 @@ use crate::shared::Shared;
 use escp_engine_api::{Counters, Direction, Progress};
 use std::collections::HashMap;
 
+/// The user is told after so much silence, and again every 5 s.
+pub(crate) const TELL_AFTER_MS: u64 = 10_000;
+
 /// What the control task remembers about time.
 pub(crate) struct Clock {
     pub(crate) heard: u64,

@@ -1,6 +1,7 @@
 //! What happens by the clock, and what the peer's engine says about it: acknowledgements, keepalives, silence,
 //! and the end.
 
+use crate::clock::TELL_AFTER_MS;
 use crate::meter::Counter;
 use crate::session::Session;
 use escp_engine_api::{Direction, Event, Fault, PEER_GAVE_UP, Progress, Stage, Summary};
@@ -12,8 +13,6 @@ use std::time::Duration;
 const KEEPALIVE_MS: u64 = 5_000;
 /// How late a keepalive may be without meaning anything.
 const SLACK_MS: u64 = 1_000;
-/// The user is told after so much silence, and again every 5 s.
-pub(crate) const TELL_AFTER_MS: u64 = 10_000;
 const TELL_AGAIN_MS: u64 = 5_000;
 /// A data stream is given up after so much silence of its way while stream 0 is alive.
 const STREAM_LIMIT: Duration = Duration::from_secs(30);

@@ -1,9 +1,9 @@
 //! The first packets of a lane: who is there, and the keys of the stream.
 
+use crate::placement::cores;
 use crate::shared::Shared;
-use crate::worker::cores;
 use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext};
-use escp_engine_api::{Side, Stage};
+use escp_engine_api::{JobOptions, Side, Stage};
 use escp_proto::first_packet::{ANSWER_LEN, Answer, FIRST_PACKET_LEN, FirstPacket};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -147,7 +147,7 @@ pub(crate) fn admit(
 ) -> io::Result<(std::net::TcpStream, std::sync::Arc<crate::shared::LaneState>, Sealer, Opener)> {
     let socket = lane.socket.into_std()?;
     watch_the_way(&socket)?;
-    fit_to_one_machine(shared, &socket)?;
+    fit_to_one_machine(&shared.options, &socket)?;
     let state = shared.add_lane(lane.stream, socket.try_clone()?);
     state.enter(Stage::Idle, shared.now());
     Ok((socket, state, lane.sealer, lane.opener))
@@ -156,16 +156,16 @@ pub(crate) fn admit(
 /// Fits a connection that does not leave this machine to its cores. Where each of them has a stream, it runs either end
 /// of it in turn, and little may wait in between. With fewer streams, the two ends of one work at the same time, and
 /// the kernel's own sizes keep them from waiting for each other.
-fn fit_to_one_machine(shared: &Shared, socket: &std::net::TcpStream) -> io::Result<()> {
+fn fit_to_one_machine(job: &JobOptions, socket: &std::net::TcpStream) -> io::Result<()> {
     if socket.peer_addr()?.ip() != socket.local_addr()?.ip() {
         return Ok(());
     }
-    let options = socket2::SockRef::from(socket);
-    if usize::from(shared.options.streams) >= cores(&shared.options) {
-        options.set_send_buffer_size(BUFFER_ON_ONE_MACHINE)?;
-        options.set_recv_buffer_size(BUFFER_ON_ONE_MACHINE)?;
-    } else if shared.options.congestion.is_none() {
-        options.set_tcp_congestion(NO_CONGESTION)?;
+    let socket = socket2::SockRef::from(socket);
+    if usize::from(job.streams) >= cores(&job.cpus) {
+        socket.set_send_buffer_size(BUFFER_ON_ONE_MACHINE)?;
+        socket.set_recv_buffer_size(BUFFER_ON_ONE_MACHINE)?;
+    } else if job.congestion.is_none() {
+        socket.set_tcp_congestion(NO_CONGESTION)?;
     }
     Ok(())
 }
@@ -183,7 +183,31 @@ fn watch_the_way(socket: &std::net::TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use escp_engine_api::{Direction, Secret, SessionId};
+    use socket2::SockRef;
     use std::io::{Read, Write};
+
+    #[test]
+    fn connections_of_one_machine_fit_its_cores() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = |job: &JobOptions| {
+            let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            fit_to_one_machine(job, &near).unwrap();
+            near
+        };
+        let usual = JobOptions::new(SessionId([1; 16]), Secret([2; 32]), Side::Near, Direction::Send);
+        let each_core = JobOptions { streams: 2, cpus: vec![0, 1], ..usual.clone() };
+        // The kernel doubles what is asked for, socket(7).
+        let small = connect(&each_core);
+        assert_eq!(SockRef::from(&small).send_buffer_size().unwrap(), 2 * BUFFER_ON_ONE_MACHINE);
+        assert_eq!(SockRef::from(&small).recv_buffer_size().unwrap(), 2 * BUFFER_ON_ONE_MACHINE);
+        let few = JobOptions { streams: 1, ..each_core };
+        let congestion = |socket: &std::net::TcpStream| SockRef::from(socket).tcp_congestion().unwrap();
+        assert!(congestion(&connect(&few)).starts_with(NO_CONGESTION));
+        let asked = JobOptions { congestion: Some("cubic".into()), ..few };
+        let untouched = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(congestion(&connect(&asked)), congestion(&untouched));
+    }
 
     #[test]
     fn a_peer_that_has_no_room_keeps_its_lane() {
@@ -191,7 +215,7 @@ mod tests {
         let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut far, _) = listener.accept().unwrap();
         // As short as the test wants it; what a lane has from its handshake.
-        socket2::SockRef::from(&near).set_tcp_user_timeout(Some(Duration::from_secs(1))).unwrap();
+        SockRef::from(&near).set_tcp_user_timeout(Some(Duration::from_secs(1))).unwrap();
         watch_the_way(&near).unwrap();
         near.set_nonblocking(true).unwrap();
         while near.write(&[0; 65_536]).is_ok() {}

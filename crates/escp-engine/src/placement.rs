@@ -81,6 +81,14 @@ impl Placement {
     }
 }
 
+/// How many CPUs data threads may run on: those of a mask, else all that this process has.
+pub(crate) fn cores(mask: &[u16]) -> usize {
+    match mask.len() {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        masked => masked,
+    }
+}
+
 type Node = (u16, BTreeSet<u16>);
 
 /// The node of an interface's card, and those of its CPUs that this process may use.

@@ -1,6 +1,6 @@
 //! Says when data stands still though there is work, and on whom it waits.
 
-use crate::deadlines::TELL_AFTER_MS;
+use crate::clock::TELL_AFTER_MS;
 use crate::shared::{LaneState, Shared};
 use escp_engine_api::{Direction, Progress, Side, Stage};
 use std::sync::Arc;

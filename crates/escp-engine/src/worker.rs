@@ -4,7 +4,7 @@ use crate::adapt::Adapt;
 use crate::disk::Disk;
 use crate::net::Socket;
 use crate::pipeline::{Lane, LaneError, SLOTS_BESIDE_DEPTH, receive_lane, send_lane};
-use crate::placement::{Placement, Reason};
+use crate::placement::{Placement, Reason, cores};
 use crate::shared::{LaneState, Shared};
 use crate::uring;
 use escp_buf::Pool;
@@ -64,15 +64,7 @@ fn thread_count(kind: EngineKind, options: &JobOptions) -> usize {
     let streams = usize::from(options.streams.max(1));
     match kind {
         EngineKind::Posix | EngineKind::Dummy => streams,
-        EngineKind::Uring => streams.min(cores(options)),
-    }
-}
-
-/// CPUs that a job's data threads may run on.
-pub(crate) fn cores(options: &JobOptions) -> usize {
-    match options.cpus.len() {
-        0 => thread::available_parallelism().map_or(1, usize::from),
-        masked => masked,
+        EngineKind::Uring => streams.min(cores(&options.cpus)),
     }
 }
 
