@@ -132,6 +132,16 @@ impl Scene {
         Ok(reached)
     }
 
+    /// Keeps the sender from hearing what is published, so that the session cannot end as if nobody had told it to stop,
+    /// however late a busy machine lets the signal's own task run.
+    fn keep_the_receivers_word(&self) -> Checked {
+        let to_far = self.way == Way::Up;
+        self.world.proxy()?.tamper(move |unit| {
+            if unit.stream == 0 && unit.to_far != to_far { Action::Stall } else { Action::Pass }
+        });
+        Ok(())
+    }
+
     /// Ends the strace that holds a call: it would not let a thread that it holds die.
     fn let_go(&mut self) {
         self.strace = None;
@@ -276,6 +286,9 @@ fn signals(stage: Stage, host: Host, way: Way) -> Checked {
             |trouble| Trouble::new(format!("{signal:?} of {host:?} {way:?} while {stage:?}: {trouble:?}"));
         let mut scene = Scene::new(stage, host, way)?;
         let session = scene.reach()?;
+        if scene.held_call().is_some() {
+            scene.keep_the_receivers_word()?;
+        }
         let start = Stopwatch::start();
         session.signal(signal)?;
         scene.let_go();
