@@ -255,8 +255,8 @@ impl NearJob {
     pub(crate) fn share_one_machine(&mut self) {
         let in_flight = u32::from(self.streams) * u32::from(self.depth);
         self.streams = self.streams_on_one_machine;
-        let depth = u16::try_from(in_flight / u32::from(self.streams.max(1))).unwrap_or(u16::MAX);
-        self.depth = depth.clamp(self.depth, MAX_DEPTH.max(self.depth));
+        let depth = u16::try_from(in_flight / u32::from(self.streams.max(1)));
+        self.depth = depth.unwrap_or(MAX_DEPTH).min(MAX_DEPTH);
     }
 
     fn direction(&self) -> Direction {
