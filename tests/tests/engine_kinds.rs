@@ -2,14 +2,17 @@
 //! limits only slow them down.
 
 use escp_testkit::mount::{Kind, Mount};
+use escp_testkit::proxy::Action;
 use escp_testkit::run::{Outcome, program, wait_until};
 use escp_testkit::users::User;
 use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, processes, skip, tree};
 use escp_tests::calls::{Strace, Waiting};
 use escp_tests::parts::{self, Part};
 use escp_tests::{Way, settle};
+use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const SIZE: u64 = 8 * tree::MIB + 1234;
@@ -21,8 +24,8 @@ const CALLS: &str = "io_uring_setup,io_uring_enter,io_uring_register,read,write,
 
 /// Two hosts with a real disk each (tmpfs takes neither O_DIRECT nor the ring), and a file on the sender's.
 struct Disks {
-    _near: Mount,
-    _far: Mount,
+    near: Mount,
+    far: Mount,
     world: World,
 }
 
@@ -33,7 +36,7 @@ fn disks(plan: Plan, way: Way, size: u64) -> Checked<Disks> {
     let far = Mount::new(Kind::Ext4, &world.far.join("disk"), mib, &world.users.far, "")?;
     tree::file(&way.source(&world).join("disk/big"), size, 7)?;
     settle(&world)?;
-    Ok(Disks { _near: near, _far: far, world })
+    Ok(Disks { near, far, world })
 }
 
 /// What strace wrote: one file per thread, owned by the user whose escp it was.
@@ -160,13 +163,40 @@ fn peaks(said: &str) -> Vec<[u32; 3]> {
         .collect()
 }
 
+/// Blocks of each stream that pass before the receiver's disk goes on: more than the sockets on the way hold.
+const BEHIND_A_DISK: usize = 10;
+
 #[test]
 fn each_stream_keeps_disk_and_network_busy_at_once() -> Checked {
     need_root!();
     for way in Way::BOTH {
-        let disks = disks(Plan::default(), way, 64 * tree::MIB)?;
+        let disks = disks(Plan::default().apart(), way, 64 * tree::MIB)?;
+        let target = if way == Way::Up { &disks.far } else { &disks.near };
+        let passed = Arc::new(Mutex::new(HashMap::<u16, usize>::new()));
+        let counted = Arc::clone(&passed);
+        let proxy = disks.world.proxy()?;
+        proxy.tamper(move |unit| {
+            if unit.is_file_record()
+                && let Ok(mut counted) = counted.lock()
+            {
+                *counted.entry(unit.stream).or_default() += 1;
+            }
+            Action::Pass
+        });
+        proxy.hold();
         let flags = ["-v", "-t", "2", "--ioengine", "uring"];
-        let outcome = way.escp(&disks.world, &flags, &["disk/big"], "disk/copy").succeed()?;
+        let running = way.escp(&disks.world, &flags, &["disk/big"], "disk/copy").start()?;
+        parts::wait_until_moving(&target.path)?;
+        // A disk faster than the network would leave nothing in flight to be seen.
+        let frozen = target.freeze()?;
+        proxy.release();
+        wait_until("both streams to go on before a disk that waits", Duration::from_secs(30), || {
+            passed
+                .lock()
+                .is_ok_and(|passed| passed.values().filter(|&&blocks| blocks >= BEHIND_A_DISK).count() == 2)
+        })?;
+        drop(frozen);
+        let outcome = running.end()?.expect_status(0)?;
         let peaks = peaks(&outcome.stderr);
         ensure!(peaks.len() == 4, "not two streams of two hosts: {peaks:?}\n{}", outcome.told());
         // At least two on the disk while one is on the network.

@@ -117,6 +117,27 @@ impl Mount {
             .succeed()
             .map(drop)
     }
+
+    /// Stops every write to it (fsfreeze(8)) until the answer is dropped: a disk that takes its time, however fast the
+    /// one below is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn freeze(&self) -> Checked<Frozen<'_>> {
+        Run::new(program("fsfreeze")?, None).arg("--freeze").arg(&self.path).succeed()?;
+        Ok(Frozen(self))
+    }
+}
+
+/// A file system that takes no writes. Goes on when dropped.
+#[derive(Debug)]
+pub struct Frozen<'a>(&'a Mount);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // Whoever writes would wait for good, and the test's own time limit says so.
+        let _ = std::process::Command::new("fsfreeze").arg("--unfreeze").arg(&self.0.path).status();
+    }
 }
 
 /// A file system that never answers: FUSE (fuse(4)) whose server does not even take the first request, as a server that
