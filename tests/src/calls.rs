@@ -152,6 +152,26 @@ impl Strace {
         })
     }
 
+    /// Waits until a thread of a process has returned from a signal's handler: `rt_sigreturn` is to be among what is
+    /// watched. Whoever kills this strace before then may take the signal along: the kernel forgets it once a tracer has
+    /// been told of it (ptrace(2), signal-delivery-stop).
+    ///
+    /// # Errors
+    /// When none does in time.
+    pub fn wait_for_handler(&self, pid: u32) -> Checked {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"))?
+            .map(|thread| Ok(thread?.file_name().into_string().unwrap_or_default()))
+            .collect::<Checked<Vec<String>>>()?;
+        wait_until("the signal's handler", PATIENCE, || {
+            std::fs::read_to_string(&self.output).is_ok_and(|text| {
+                text.lines().filter(|line| line.contains(" rt_sigreturn(")).any(|line| {
+                    let thread = line.split_whitespace().next().unwrap_or_default();
+                    threads.iter().any(|known| known == thread)
+                })
+            })
+        })
+    }
+
     /// Lets the processes go, and says what they did.
     ///
     /// # Errors

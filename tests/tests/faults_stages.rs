@@ -86,7 +86,8 @@ impl Scene {
             let daemon = daemon.into_iter().flatten().map(|daemon| daemon.pid());
             let pids: Vec<u32> = [waiting.pid(), self.world.sshd.pid()].into_iter().chain(daemon).collect();
             let inject = format!("inject={call}:delay_enter={HELD}");
-            self.strace = Some(Strace::attach(&self.world, &pids, call, &["-e", &inject])?);
+            let watched = format!("{call},rt_sigreturn");
+            self.strace = Some(Strace::attach(&self.world, &pids, &watched, &["-e", &inject])?);
         }
         let running = waiting.go()?;
         match (&self.strace, self.held_call()) {
@@ -291,6 +292,9 @@ fn signals(stage: Stage, host: Host, way: Way) -> Checked {
         }
         let start = Stopwatch::start();
         session.signal(signal)?;
+        if let Some(strace) = &scene.strace {
+            strace.wait_for_handler(session.pid())?;
+        }
         scene.let_go();
         let outcome = session.end()?;
         within(start, AT_ONCE, &outcome).map_err(told)?;
