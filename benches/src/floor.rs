@@ -5,12 +5,16 @@
 //! receiver:  receive → open → check → (write to a new file)
 //! ```
 //!
-//! Blocking calls, one thread for each end of each stream, over loopback TCP, both ends in one process. Block
-//! `n` belongs to stream `n` modulo the number of streams, so nothing has to be agreed or handed out. What a
-//! transfer costs beyond this is the price of being a program.
+//! Blocking calls, one thread for each end of each stream, over loopback TCP. The two ends are two processes, as they
+//! are in every copy between two hosts: where both share a machine, it switches between their address spaces. Block `n`
+//! belongs to stream `n` modulo the number of streams, so nothing has to be agreed or handed out. What a transfer
+//! costs beyond this is the price of being a program.
+
+mod ends;
 
 use crate::bare::{create, open, publish, read_whole, write_whole};
 use crc_fast::{CrcAlgorithm, checksum};
+use ends::Receiver;
 use escp_buf::{BODY, Buf, Pool};
 use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext, StreamSecret};
 use escp_proto::block::{BlockHeader, HEADER_LEN};
@@ -20,10 +24,9 @@ use escp_testkit::{Checked, Trouble};
 use rustix::net::RecvFlags;
 use std::fs::File;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 /// What to move, and how.
 #[derive(Debug, Clone, clap::Args)]
@@ -50,6 +53,9 @@ pub(crate) struct FloorArgs {
     /// O_DIRECT at both ends, space allocated beforehand, durable at the end.
     #[arg(long)]
     direct: bool,
+    /// Be the receiving end, which the sending one starts.
+    #[arg(long, hide = true)]
+    receive: bool,
 }
 
 const RECORD: usize = BODY - HEADER_LEN - IV_LEN;
@@ -66,51 +72,70 @@ struct End {
     buf: Buf,
 }
 
-/// Moves everything and returns how many bytes that were.
-pub(crate) fn run(args: &FloorArgs) -> Checked<u64> {
-    let (from, to) = match (&args.from, &args.to) {
-        (Some(from), Some(to)) => {
-            let source = open(from, args.direct)?;
-            let size = source.metadata()?.len();
-            let target = create(to, if args.direct { size } else { 0 }, args.direct)?;
-            (Some(Arc::new(source)), Some((Arc::new(target), to)))
-        }
-        _ => (None, None),
+/// Moves everything.
+pub(crate) fn run(args: &FloorArgs) -> Checked {
+    if args.receive { receive_all(args) } else { send_all(args) }
+}
+
+/// The sending end, which starts the receiving one and ends after it.
+fn send_all(args: &FloorArgs) -> Checked {
+    let source = args.from.as_ref().map(|from| open(from, args.direct)).transpose()?.map(Arc::new);
+    let (receiver, address) = Receiver::start()?;
+    let sockets = match ends::connect(address, args.streams()) {
+        Ok(sockets) => sockets,
+        Err(trouble) => return receiver.give_up(&trouble),
     };
-    let size = match &from {
-        Some(file) => file.metadata()?.len(),
-        None => args.size,
-    };
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let address = listener.local_addr()?;
-    let mut threads: Vec<JoinHandle<Checked>> = Vec::new();
-    for stream in 0..args.streams.max(1) {
-        let near = TcpStream::connect(address)?;
-        let (far, _) = listener.accept()?;
-        fit(&near, args)?;
-        fit(&far, args)?;
-        let end = |socket: TcpStream, file: Option<Arc<File>>| {
-            let (streams, block) = (args.streams.max(1), args.block);
-            // The pool belongs to its thread; made there, its memory is near it.
-            move || -> Checked<End> {
+    receiver.end(args.each_stream(sockets, source.as_ref(), send))
+}
+
+/// The receiving end.
+fn receive_all(args: &FloorArgs) -> Checked {
+    ends::end_with_the_sender()?;
+    let size = args.bytes()?;
+    let space = if args.direct { size } else { 0 };
+    let target = args.to.as_ref().map(|to| create(to, space, args.direct)).transpose()?.map(Arc::new);
+    let sockets = ends::accept(args.streams())?;
+    args.each_stream(sockets, target.as_ref(), receive)?;
+    match (&target, &args.to) {
+        (Some(file), Some(path)) => publish(file, path, size, args.direct),
+        _ => Ok(()),
+    }
+}
+
+impl FloorArgs {
+    fn streams(&self) -> u16 {
+        self.streams.max(1)
+    }
+
+    /// How many there are to move.
+    fn bytes(&self) -> Checked<u64> {
+        Ok(self.from.as_ref().map_or(Ok(self.size), |from| from.metadata().map(|meta| meta.len()))?)
+    }
+
+    /// Does one end's work with each stream, on a thread of its own.
+    fn each_stream(
+        &self,
+        sockets: Vec<TcpStream>,
+        file: Option<&Arc<File>>,
+        work: fn(End) -> Checked,
+    ) -> Checked {
+        let size = self.bytes()?;
+        let mut threads = Vec::new();
+        for (stream, socket) in (0..).zip(sockets) {
+            fit(&socket, self)?;
+            let (streams, block, file) = (self.streams(), self.block, file.cloned());
+            threads.push(std::thread::spawn(move || -> Checked {
+                // The pool belongs to its thread; made there, its memory is near it.
                 let pool = Pool::new(1, block as usize)?;
                 pool.prefer_huge_pages();
                 let buf = pool.take().ok_or_else(|| Trouble::new("an empty pool"))?;
-                Ok(End { stream, streams, block, size, file, socket, buf })
-            }
-        };
-        let sender = end(near, from.clone());
-        let receiver = end(far, to.as_ref().map(|(file, _)| Arc::clone(file)));
-        threads.push(std::thread::spawn(move || send(sender()?)));
-        threads.push(std::thread::spawn(move || receive(receiver()?)));
+                work(End { stream, streams, block, size, file, socket, buf })
+            }));
+        }
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().map_err(|_| Trouble::new("a thread of the floor panicked"))?
+        })
     }
-    for thread in threads {
-        thread.join().map_err(|_| Trouble::new("a thread of the floor panicked"))??;
-    }
-    if let Some((file, path)) = to {
-        publish(&file, path, size, args.direct)?;
-    }
-    Ok(size)
 }
 
 /// Makes a connection fit for one machine.

@@ -48,7 +48,7 @@ fn run(args: &Args) -> Checked<ExitCode> {
         Some(Task::Copy(args)) => bare::copy(args)?,
         Some(Task::Create(args)) => bare::create_tree(args)?,
         None => return measure(&args.measure),
-    };
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -66,6 +66,29 @@ fn the_limits_copy_what_they_are_given() {
 }
 
 #[test]
+fn what_either_end_of_the_floor_cannot_do_is_told() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    escp_testkit::tree::file(directory.path().join("source").as_path(), 4 << 20, 1).unwrap();
+    std::fs::write(path("there"), "before").unwrap();
+    let floor = |limit: &str, from: &str, to: &str| {
+        // Writing beyond a limit fails like any other write then, instead of killing.
+        let script = format!("trap '' XFSZ; {limit} exec \"$0\" floor --streams 2 --from \"$1\" --to \"$2\"");
+        let output =
+            Command::new("sh").args(["-c", &script, BENCH]).args([path(from), path(to)]).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (status, told) = floor("", "nothing", "copy");
+    assert!(status == Some(1) && told.contains("nothing: No such file"), "{told}");
+    let (status, told) = floor("", "source", "there");
+    assert!(status == Some(1) && told.contains("receiving end") && told.contains("there exists"), "{told}");
+    let (status, told) = floor("ulimit -f 1;", "source", "copy");
+    assert!(status == Some(1) && told.contains("receiving end") && told.contains("File too large"), "{told}");
+    assert!(!std::fs::exists(path("copy")).unwrap() && std::fs::read(path("there")).unwrap() == b"before");
+    assert_eq!(floor("", "source", "at last").0, Some(0));
+}
+
+#[test]
 fn an_unknown_workload_is_named_with_the_known_ones() {
     let output = Command::new(BENCH).args(["--only", "B99"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
