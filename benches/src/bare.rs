@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Transfers of O_DIRECT files start at and have a length of a multiple of this.
-const ALIGNMENT: usize = 4096;
+pub(crate) const ALIGNMENT: usize = 4096;
 /// Bytes of a block of the copier.
 const BLOCK: usize = 2 << 20;
 

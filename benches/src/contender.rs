@@ -17,6 +17,8 @@ pub(crate) enum Role {
     Peer,
     /// What the machine could do.
     Limit,
+    /// The limit that escp is measured by: the least that its own primitives cost.
+    Floor,
 }
 
 /// From where to where. All contenders make `name` in a fresh directory.
@@ -113,11 +115,17 @@ impl Contender {
 
     /// A limit that makes no files.
     pub(crate) fn limit_without_files(name: &str, command: &str) -> Self {
-        Self { makes_files: false, ..Self::limit(name, command) }
+        Self::limit(name, command).without_files()
     }
 
     fn new(name: &str, role: Role, what: What) -> Self {
         Self { name: name.to_owned(), role, lane: 0, round_trip: None, makes_files: true, what }
+    }
+
+    /// The same, but making no files.
+    pub(crate) fn without_files(mut self) -> Self {
+        self.makes_files = false;
+        self
     }
 
     /// The same in another lane.

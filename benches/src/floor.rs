@@ -5,28 +5,27 @@
 //! receiver:  receive → open → check → (write to a new file)
 //! ```
 //!
-//! Blocking calls, one thread for each end of each stream, over loopback TCP. The two ends are two processes, as they
-//! are in every copy between two hosts: where both share a machine, it switches between their address spaces. Block `n`
-//! belongs to stream `n` modulo the number of streams, so nothing has to be agreed or handed out. What a transfer
-//! costs beyond this is the price of being a program.
+//! One thread for each end of each stream, over loopback TCP, by blocking calls or by io_uring. The two ends are two
+//! processes, as they are in every copy between two hosts: where both share a machine, it switches between their address
+//! spaces. Block `n` belongs to stream `n` modulo the number of streams, so nothing has to be agreed or handed out.
+//! What a transfer costs beyond the better of the two is the price of being a program.
 
+mod blocking;
 mod ends;
+mod record;
+mod uring;
 
-use crate::bare::{create, open, publish, read_whole, write_whole};
-use crc_fast::{CrcAlgorithm, checksum};
+use crate::bare::{create, open, publish};
 use ends::Receiver;
 use escp_buf::{BODY, Buf, Pool};
-use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext, StreamSecret};
-use escp_proto::block::{BlockHeader, HEADER_LEN};
-use escp_proto::record::{IV_LEN, Iv, Kind, TAG_LEN};
+use escp_crypto::{Flow, MasterSecret, StreamContext, StreamSecret};
 use escp_testkit::tree::Noise;
 use escp_testkit::{Checked, Trouble};
-use rustix::net::RecvFlags;
 use std::fs::File;
-use std::io::Write;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+pub(crate) use uring::is_allowed as uring_is_allowed;
 
 /// What to move, and how.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,13 +52,16 @@ pub(crate) struct FloorArgs {
     /// O_DIRECT at both ends, space allocated beforehand, durable at the end.
     #[arg(long)]
     direct: bool,
+    /// By io_uring instead of blocking calls.
+    #[arg(long)]
+    uring: bool,
+    /// Blocks of each stream in flight on the disk at either end, by io_uring.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    depth: u16,
     /// Be the receiving end, which the sending one starts.
     #[arg(long, hide = true)]
     receive: bool,
 }
-
-const RECORD: usize = BODY - HEADER_LEN - IV_LEN;
-const PAYLOAD: usize = RECORD + IV_LEN;
 
 /// One end of one stream.
 struct End {
@@ -68,8 +70,8 @@ struct End {
     block: u32,
     size: u64,
     file: Option<Arc<File>>,
-    socket: TcpStream,
-    buf: Buf,
+    socket: Arc<TcpStream>,
+    depth: u16,
 }
 
 /// Moves everything.
@@ -85,6 +87,7 @@ fn send_all(args: &FloorArgs) -> Checked {
         Ok(sockets) => sockets,
         Err(trouble) => return receiver.give_up(&trouble),
     };
+    let send = if args.uring { uring::send } else { blocking::send };
     receiver.end(args.each_stream(sockets, source.as_ref(), send))
 }
 
@@ -95,6 +98,7 @@ fn receive_all(args: &FloorArgs) -> Checked {
     let space = if args.direct { size } else { 0 };
     let target = args.to.as_ref().map(|to| create(to, space, args.direct)).transpose()?.map(Arc::new);
     let sockets = ends::accept(args.streams())?;
+    let receive = if args.uring { uring::receive } else { blocking::receive };
     args.each_stream(sockets, target.as_ref(), receive)?;
     match (&target, &args.to) {
         (Some(file), Some(path)) => publish(file, path, size, args.direct),
@@ -123,14 +127,16 @@ impl FloorArgs {
         let mut threads = Vec::new();
         for (stream, socket) in (0..).zip(sockets) {
             fit(&socket, self)?;
-            let (streams, block, file) = (self.streams(), self.block, file.cloned());
-            threads.push(std::thread::spawn(move || -> Checked {
-                // The pool belongs to its thread; made there, its memory is near it.
-                let pool = Pool::new(1, block as usize)?;
-                pool.prefer_huge_pages();
-                let buf = pool.take().ok_or_else(|| Trouble::new("an empty pool"))?;
-                work(End { stream, streams, block, size, file, socket, buf })
-            }));
+            let end = End {
+                stream,
+                streams: self.streams(),
+                block: self.block,
+                size,
+                file: file.cloned(),
+                socket: Arc::new(socket),
+                depth: self.depth,
+            };
+            threads.push(std::thread::spawn(move || work(end)));
         }
         threads.into_iter().try_for_each(|thread| {
             thread.join().map_err(|_| Trouble::new("a thread of the floor panicked"))?
@@ -165,72 +171,22 @@ impl End {
         })
     }
 
+    /// Slots for the calling thread, which come to be where it runs.
+    fn pool(&self, slots: u16) -> Checked<Pool> {
+        let pool = Pool::new(usize::from(slots), self.block as usize)?;
+        pool.prefer_huge_pages();
+        Ok(pool)
+    }
+
+    /// What is sent where there is no file to read.
+    fn fill(&self, buf: &mut Buf) {
+        let block = self.block as usize;
+        Noise::new(u64::from(self.stream)).fill(&mut buf.bytes_mut()[BODY..BODY + block]);
+    }
+
     fn secret(&self) -> StreamSecret {
         let context =
             StreamContext { session: [1; 16], stream: self.stream, nonce: [2; 16], answer_nonce: [3; 16] };
         MasterSecret::from_bytes([4; 32]).stream_secret(&context, Flow::NearToFar)
     }
-}
-
-fn send(mut end: End) -> Checked {
-    let mut sealer = Sealer::new(end.secret())?;
-    if end.file.is_none() {
-        let block = end.block as usize;
-        Noise::new(u64::from(end.stream)).fill(&mut end.buf.bytes_mut()[BODY..BODY + block]);
-    }
-    for (offset, length) in end.blocks() {
-        let bytes = end.buf.bytes_mut();
-        if let Some(file) = &end.file {
-            read_whole(file, &mut bytes[BODY..], length, offset)?;
-        }
-        let check = checksum(CrcAlgorithm::Crc64Nvme, &bytes[BODY..BODY + length]);
-        let plain_len = u32::try_from(length)?;
-        let header = BlockHeader { file: 1, offset, plain_len, flags: 0, check }.encode();
-        bytes[PAYLOAD..BODY].copy_from_slice(&header);
-        let sequence = sealer.next_sequence()?;
-        let payload = u32::try_from(HEADER_LEN + length)?;
-        let iv = Iv { kind: Kind::File, length: payload, sequence: sequence.number() }.encode()?;
-        let tag = sealer.seal(sequence, iv, &mut bytes[PAYLOAD..BODY + length])?;
-        bytes[RECORD..PAYLOAD].copy_from_slice(&iv.to_be_bytes());
-        bytes[BODY + length..BODY + length + TAG_LEN].copy_from_slice(&tag);
-        end.socket.write_all(&bytes[RECORD..BODY + length + TAG_LEN])?;
-    }
-    Ok(())
-}
-
-fn receive(mut end: End) -> Checked {
-    let mut opener = Opener::new(end.secret())?;
-    for (offset, length) in end.blocks() {
-        let bytes = end.buf.bytes_mut();
-        receive_whole(&end.socket, &mut bytes[RECORD..BODY + length + TAG_LEN])?;
-        let iv = u64::from_be_bytes(std::array::from_fn(|i| bytes[RECORD + i]));
-        let sequence = Iv::decode(iv, HEADER_LEN + length)?.sequence;
-        opener.open(sequence, iv, &mut bytes[PAYLOAD..BODY + length + TAG_LEN])?;
-        let header = BlockHeader::decode(&bytes[PAYLOAD..BODY + length], length, end.block)?;
-        let check = checksum(CrcAlgorithm::Crc64Nvme, &bytes[BODY..BODY + length]);
-        if header.check != check || header.offset != offset {
-            return Err(Trouble::new(format!("the block at {offset} arrived altered")));
-        }
-        if let Some(file) = &end.file {
-            // Behind the data lies the tag, which padding must not carry along.
-            let padded = length.next_multiple_of(4096);
-            bytes[BODY + length..BODY + padded].fill(0);
-            write_whole(file, &bytes[BODY..], length, offset)?;
-        }
-    }
-    Ok(())
-}
-
-/// Its length is known, so one call waits for all of it.
-fn receive_whole(socket: &TcpStream, into: &mut [u8]) -> Checked {
-    let mut got = 0;
-    while got < into.len() {
-        match rustix::net::recv(socket, &mut into[got..], RecvFlags::WAITALL) {
-            Ok((0, _)) => return Err(Trouble::new("the connection closed early")),
-            Ok((count, _)) => got += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }

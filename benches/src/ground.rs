@@ -129,7 +129,7 @@ impl Place {
 }
 
 /// What `work` starts may lock as much memory as the service; what is started later may not.
-fn with_memory_lock<T>(work: impl FnOnce() -> Checked<T>) -> Checked<T> {
+pub(crate) fn with_memory_lock<T>(work: impl FnOnce() -> Checked<T>) -> Checked<T> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let usual = getrlimit(Resource::Memlock);
     if usual.maximum.is_some_and(|maximum| maximum < MEMORY_LOCK) {

@@ -84,6 +84,13 @@ fn subject(all: &[Series], lane: u16) -> Option<&Series> {
     all.iter().find(|series| series.contender.role == Role::Escp && series.contender.lane == lane)
 }
 
+/// The better of a lane's floors: the one that took less CPU time.
+fn floor(all: &[Series], lane: u16) -> Option<&Series> {
+    let ran = |series: &&Series| series.failure.is_none() && series.contender.lane == lane;
+    let floors = all.iter().filter(|series| series.contender.role == Role::Floor).filter(ran);
+    floors.min_by(|a, b| a.median(own).total_cmp(&b.median(own)))
+}
+
 /// The share of the machine's work that was not ours, over all runs.
 fn foreign(all: &[Series]) -> f64 {
     let costs = || all.iter().flat_map(|series| series.runs.iter().flatten());
@@ -95,10 +102,11 @@ fn foreign(all: &[Series]) -> f64 {
 pub(crate) fn table(workload: &Workload, all: &[Series]) -> String {
     let unit = workload.unit;
     let rounds = all.iter().map(|series| series.runs.len()).max().unwrap_or(0);
+    let width = all.iter().map(|series| series.contender.name.len()).max().unwrap_or(0).max(18);
     let mut out = format!("\n{}  {} ({rounds} rounds, medians)\n", workload.name, workload.title);
     let _ = writeln!(
         out,
-        "  {:<18} {:>9} {:>17} {:>10} {:>8} {:>9} {:>8}   escp against it",
+        "  {:<width$} {:>9} {:>17} {:>10} {:>8} {:>9} {:>8}   escp against it",
         "",
         unit.speed_name(),
         "least .. most",
@@ -109,10 +117,16 @@ pub(crate) fn table(workload: &Workload, all: &[Series]) -> String {
     );
     for series in all {
         if series.failure.is_some() {
-            let _ = writeln!(out, "  {:<18} failed", series.contender.name);
+            let _ = writeln!(out, "  {:<width$} failed", series.contender.name);
             continue;
         }
-        let _ = writeln!(out, "{}", line(unit, series, subject(all, series.contender.lane)));
+        let _ = writeln!(out, "{}", line(unit, series, subject(all, series.contender.lane), width));
+    }
+    for escp in all.iter().filter(|series| series.contender.role == Role::Escp) {
+        if let Some(floor) = floor(all, escp.contender.lane) {
+            let (names, cpu) = ((&escp.contender.name, &floor.contender.name), escp.ratio(floor, own));
+            let _ = writeln!(out, "  {}: {cpu:.2} of the CPU of the better floor ({})", names.0, names.1);
+        }
     }
     if let Some(verdict) = crate::distance::verdict(workload, all) {
         let _ = writeln!(out, "  {verdict}");
@@ -128,12 +142,12 @@ pub(crate) fn table(workload: &Workload, all: &[Series]) -> String {
     out
 }
 
-fn line(unit: Unit, series: &Series, subject: Option<&Series>) -> String {
+fn line(unit: Unit, series: &Series, subject: Option<&Series>, width: usize) -> String {
     let speeds = || series.runs.iter().flatten().map(|cost| unit.speed(cost.seconds));
     let least = speeds().fold(f64::INFINITY, f64::min);
     let most = speeds().fold(f64::NEG_INFINITY, f64::max);
     let mut out = format!(
-        "  {:<18} {:>9} {:>17} {:>10.3} {:>8.3} {:>9} {:>8.0}",
+        "  {:<width$} {:>9} {:>17} {:>10.3} {:>8.3} {:>9} {:>8.0}",
         series.contender.name,
         figure(unit.speed(series.median(|cost| cost.seconds))),
         format!("{} .. {}", figure(least), figure(most)),
@@ -190,6 +204,7 @@ pub(crate) fn data(workload: &Workload, all: &[Series], about: &Value) -> Vec<Va
     let object = |series: &Series| {
         let subject = subject(all, series.contender.lane);
         let ratio = |of: fn(&Cost) -> f64| subject.map(|subject| subject.ratio(series, of));
+        let floor = floor(all, series.contender.lane).filter(|_| series.contender.role == Role::Escp);
         json!({
             "about": about,
             "workload": workload.name,
@@ -210,6 +225,8 @@ pub(crate) fn data(workload: &Workload, all: &[Series], about: &Value) -> Vec<Va
             "wire_mib": series.median(|cost| cost.wire_mib),
             "escp_seconds_ratio": ratio(|cost| cost.seconds),
             "escp_cpu_ratio": ratio(own),
+            "floor": floor.map(|floor| &floor.contender.name),
+            "floor_cpu_ratio": floor.map(|floor| series.ratio(floor, own)),
             "foreign_share": foreign(all),
             "runs": series.runs,
         })
@@ -227,10 +244,14 @@ pub(crate) fn history(workload: &Workload, all: &[Series], about: &Value) -> Vec
                 other.failure.is_none()
                     && other.contender.lane == escp.contender.lane
                     && other.contender.name != escp.contender.name
+                    && (other.contender.role != Role::Floor
+                        || floor(all, other.contender.lane).is_some_and(|floor| std::ptr::eq(floor, *other)))
             });
             let against: Vec<String> = others
                 .map(|other| match other.contender.role {
-                    Role::Limit => format!("{} CPU x{:.2}", other.contender.name, escp.ratio(other, own)),
+                    Role::Limit | Role::Floor => {
+                        format!("{} CPU x{:.2}", other.contender.name, escp.ratio(other, own))
+                    }
                     _ => format!("{} {:.1}x", other.contender.name, other.ratio(escp, |cost| cost.seconds)),
                 })
                 .collect();
@@ -252,12 +273,13 @@ pub(crate) fn history(workload: &Workload, all: &[Series], about: &Value) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use super::{median, table};
-    use crate::contender::{Contender, Trip};
+    use super::{data, history, median, table};
+    use crate::contender::{Contender, Role, Trip};
     use crate::ground::Medium;
     use crate::machine::Cost;
     use crate::round::Series;
     use crate::workload::{Unit, Workload};
+    use serde_json::json;
 
     #[test]
     fn medians_of_odd_even_and_nothing() {
@@ -283,22 +305,42 @@ mod tests {
         assert_eq!(b.ratio(&a, |cost| cost.seconds), 3.0);
     }
 
+    fn workload() -> Workload {
+        let trip = Trip { medium: Medium::Tmpfs, name: "x".to_owned(), tree: false };
+        Workload::new("B1", "a title".to_owned(), Unit::Gib(4.0), trip, Vec::new(), 1)
+    }
+
+    #[test]
+    fn escp_is_held_against_the_better_floor() {
+        let in_role = |role, mut series: Series| {
+            series.contender.role = role;
+            series
+        };
+        let mut failed = in_role(Role::Floor, series("floor that failed", &[1.0]));
+        failed.failure = Some("why".to_owned());
+        let all = [
+            in_role(Role::Escp, series("escp", &[6.0, 6.0])),
+            in_role(Role::Floor, series("floor", &[5.0, 5.0])),
+            in_role(Role::Floor, series("floor, io_uring", &[4.0, 4.0])),
+            failed,
+        ];
+        let text = table(&workload(), &all);
+        assert!(text.contains("escp: 1.50 of the CPU of the better floor (floor, io_uring)\n"), "{text}");
+        let kept = history(&workload(), &all, &json!({}));
+        assert!(kept[0].contains("| floor, io_uring CPU x1.50 |"), "{kept:?}");
+        let data = data(&workload(), &all, &json!({}));
+        assert_eq!(
+            (&data[0]["floor"], &data[0]["floor_cpu_ratio"]),
+            (&json!("floor, io_uring"), &json!(1.5))
+        );
+        assert!(data[1]["floor"].is_null());
+    }
+
     #[test]
     fn a_failed_contender_stays_in_the_table() {
-        let trip = Trip { medium: Medium::Tmpfs, name: "x".to_owned(), tree: false };
-        let workload = Workload {
-            rate: None,
-            name: "B1".to_owned(),
-            title: "a title".to_owned(),
-            unit: Unit::Gib(4.0),
-            trip,
-            contenders: Vec::new(),
-            rounds: 1,
-            round_trip: None,
-        };
         let mut failed = series("b", &[]);
         failed.failure = Some("why".to_owned());
-        let text = table(&workload, &[series("a", &[2.0]), failed]);
+        let text = table(&workload(), &[series("a", &[2.0]), failed]);
         assert!(text.contains("2.00 GiB/s") || text.contains("2.00"), "{text}");
         assert!(text.contains("b                  failed"), "{text}");
     }

@@ -1,8 +1,8 @@
 //! Rounds: everybody runs once per round, in turn, so that whatever the machine does meanwhile meets all.
 
 use crate::args::MeasureArgs;
-use crate::contender::{Contender, Role};
-use crate::ground::{Ground, Medium, drop_caches};
+use crate::contender::{Contender, Role, Trip};
+use crate::ground::{Ground, Medium, drop_caches, with_memory_lock};
 use crate::machine::{Cost, Meter};
 use crate::workload::Workload;
 use escp_testkit::run::{Run, Running};
@@ -74,7 +74,7 @@ pub(crate) fn profile(
 ) -> Checked {
     let directory = crate::record::directory();
     for contender in &workload.contenders {
-        if contender.role == Role::Escp || contender.name.starts_with("floor") {
+        if matches!(contender.role, Role::Escp | Role::Floor) {
             let name = format!("{}-{}", workload.name, contender.name);
             let path = crate::profile::record(ground, &directory, &name, || {
                 once(contender, workload, ground, args, interrupted, false).map(drop)
@@ -110,7 +110,7 @@ fn once(
     let involved = if contender.is_escp() { ground.daemons() } else { Vec::new() };
     let server = if contender.is_iperf() { Some(iperf_server(ground)?) } else { None };
     let meter = Meter::begin(ground.group.as_ref(), &ground.world.near_network, &involved)?;
-    let running = contender.run(ground, trip).patience(args.patience).start()?;
+    let running = start(contender, ground, trip, args)?;
     let ended = wait(&running, meter.start() + args.patience, interrupted)?;
     let outcome = running.end()?.expect_status(0)?;
     let mut cost = meter.end(ended)?;
@@ -123,6 +123,12 @@ fn once(
     }
     remove(&out)?;
     Ok(cost)
+}
+
+/// Starts a contender; the floor may lock as much memory as the daemons.
+fn start(contender: &Contender, ground: &Ground, trip: &Trip, args: &MeasureArgs) -> Checked<Running> {
+    let start = || contender.run(ground, trip).patience(args.patience).start();
+    if contender.role == Role::Floor { with_memory_lock(start) } else { start() }
 }
 
 /// Reads lines of `BEGAN ENDED`, in seconds.

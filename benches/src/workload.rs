@@ -2,8 +2,8 @@
 
 use crate::args::MeasureArgs;
 use crate::contender::{Contender, GCM, Role, Trip, peers};
-use crate::distance;
 use crate::ground::{Ground, Medium};
+use crate::{distance, floor};
 use escp_testkit::tree::{self, Noise};
 use escp_testkit::wan::Link;
 use escp_testkit::{Checked, Trouble};
@@ -132,6 +132,17 @@ pub(crate) fn iperf(args: &MeasureArgs, streams: u16) -> Option<Contender> {
         .map(|_| Contender::limit_without_files("iperf3, clear", &command))
 }
 
+/// The floor by blocking calls and, where that may be used, by io_uring: what follows their names, the flags of both and
+/// those of either.
+fn floors(ending: &str, both: &str, blocking: &str, uring: &str) -> Vec<Contender> {
+    let floor = |name: &str, flags: &str| {
+        let command = format!("{{bench}} floor {both} {flags}");
+        Contender::limit(&format!("{name}{ending}"), &command).in_role(Role::Floor)
+    };
+    let by_uring = floor::uring_is_allowed().then(|| floor("floor, io_uring", &format!("--uring {uring}")));
+    [floor("floor", blocking)].into_iter().chain(by_uring).collect()
+}
+
 fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Checked<Workload> {
     let trip = Trip { medium, name: "random".to_owned(), tree: false };
     let source = ground.source(&trip);
@@ -139,13 +150,17 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
-    let floor = "{bench} floor --from {source} --to {out}/{name}";
+    let (paths, count) = ("--from {source} --to {out}/{name}", streams(args));
     if medium == Medium::Disk {
-        // Blocking threads need more than one per core to keep a disk busy.
-        contenders.push(Contender::limit("floor", &format!("{floor} --direct --streams 8")));
+        // Blocking threads need more than one per core to keep a disk busy; a ring takes as many blocks as escp has
+        // in flight.
+        let escp = escp_config::Config::default();
+        let depth = (u32::from(escp.streams) * u32::from(escp.depth)).div_ceil(u32::from(count));
+        let uring = format!("--streams {count} --depth {depth}");
+        contenders.extend(floors("", &format!("--direct {paths}"), "--streams 8", &uring));
         contenders.push(Contender::limit("O_DIRECT copier", "{bench} copy {source} {out}/{name}"));
     } else {
-        contenders.push(Contender::limit("floor", &format!("{floor} --streams {}", streams(args))));
+        contenders.extend(floors("", &format!("--streams {count} {paths}"), "", "--depth 2"));
         contenders.push(Contender::limit("cp", "cp --reflink=never {source} {out}/{name}"));
     }
     contenders.extend(iperf(args, streams(args)));
@@ -276,9 +291,9 @@ fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> 
     let mut contenders = Vec::new();
     for streams in counts {
         contenders.push(Contender::dummy(streams, args));
-        let command = format!("{{bench}} floor --streams {streams} --size {}", args.size);
-        let floor = Contender::limit_without_files(&format!("floor, {streams} streams"), &command);
-        contenders.push(floor.in_lane(streams));
+        let flags = format!("--streams {streams} --size {}", args.size);
+        let floors = floors(&format!(", {streams} streams"), &flags, "", "");
+        contenders.extend(floors.into_iter().map(|floor| floor.without_files().in_lane(streams)));
     }
     let title = "memory to memory, no files".to_owned();
     Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))

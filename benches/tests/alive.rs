@@ -66,6 +66,28 @@ fn the_limits_copy_what_they_are_given() {
 }
 
 #[test]
+fn the_floor_by_io_uring_moves_what_it_is_given() -> Checked {
+    if let Err(error) = io_uring::IoUring::new(4) {
+        escp_testkit::skip!("io_uring is refused here: {error}");
+    }
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let path = |name: &str| directory.path().join(name);
+    // More blocks than are in flight, and no multiple of a page or block.
+    escp_testkit::tree::file(&path("source"), (9 << 20) + 4321, 1)?;
+    for (number, flags) in ["--streams=1 --depth=3", "--streams=2 --direct --depth=2"].iter().enumerate() {
+        let made = path(&number.to_string());
+        let mut floor = Command::new(BENCH);
+        floor.args(["floor", "--uring", "--block=1048576"]).args(flags.split(' '));
+        let output = floor.arg("--from").arg(path("source")).arg("--to").arg(&made).output()?;
+        ensure!(output.status.success(), "{flags}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(std::fs::read(made)? == std::fs::read(path("source"))?, "{flags}: not the source");
+    }
+    let output = Command::new(BENCH).args(["floor", "--uring", "--streams=3", "--size=9M"]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
 fn what_either_end_of_the_floor_cannot_do_is_told() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = |name: &str| directory.path().join(name).display().to_string();
