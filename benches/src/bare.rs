@@ -5,13 +5,14 @@ use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Transfers of O_DIRECT files start at and have a length of a multiple of this.
 pub(crate) const ALIGNMENT: usize = 4096;
 /// Bytes of a block of the copier.
 const BLOCK: usize = 2 << 20;
+/// Files of a tree are copied with O_DIRECT from this size on: below, the page cache costs less.
+const DIRECT: u64 = 1 << 20;
 
 /// Opens a source.
 pub(crate) fn open(path: &Path, direct: bool) -> Checked<File> {
@@ -84,9 +85,9 @@ fn named(path: &Path, error: rustix::io::Errno) -> Trouble {
 /// A copy on one disk with O_DIRECT, durable at the end: what the disk gives when nothing else is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct CopyArgs {
-    /// File to read.
+    /// File to read, or a directory of files and directories.
     from: PathBuf,
-    /// File to write; it must not exist.
+    /// File or directory to make; it must not exist.
     to: PathBuf,
     /// Threads, and so blocks in flight.
     #[arg(long, default_value_t = 8)]
@@ -95,36 +96,82 @@ pub(crate) struct CopyArgs {
 
 /// Copies.
 pub(crate) fn copy(args: &CopyArgs) -> Checked {
-    let source = Arc::new(open(&args.from, true)?);
+    if args.from.is_dir() { copy_tree(args) } else { copy_blocks(args) }
+}
+
+/// Copies a file: its blocks are dealt to the threads.
+fn copy_blocks(args: &CopyArgs) -> Checked {
+    let source = open(&args.from, true)?;
     let size = source.metadata()?.len();
-    let target = Arc::new(create(&args.to, size, true)?);
+    let target = create(&args.to, size, true)?;
     let next = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        let work = || -> Checked {
-            let pool = escp_buf::Pool::new(1, BLOCK)?;
-            pool.prefer_huge_pages();
-            let mut buf = pool.take().ok_or_else(|| Trouble::new("an empty pool"))?;
-            loop {
-                let offset = next.fetch_add(BLOCK as u64, Ordering::Relaxed);
-                if offset >= size {
-                    return Ok(());
-                }
-                #[expect(clippy::cast_possible_truncation, reason = "at most the block size")]
-                let length = (size - offset).min(BLOCK as u64) as usize;
-                let body = &mut buf.bytes_mut()[escp_buf::BODY..];
-                read_whole(&source, body, length, offset)?;
-                write_whole(&target, body, length, offset)?;
+    on_threads(args.threads, &|| {
+        let mut buf = block()?;
+        let body = &mut buf.bytes_mut()[escp_buf::BODY..];
+        loop {
+            let offset = next.fetch_add(BLOCK as u64, Ordering::Relaxed);
+            if offset >= size {
+                return Ok(());
             }
-        };
-        let threads: Vec<_> = (0..args.threads.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread.join().map_err(|_| Trouble::new("a thread of the copier panicked"))?
-        })
+            let length = length(size, offset);
+            read_whole(&source, body, length, offset)?;
+            write_whole(&target, body, length, offset)?;
+        }
     })?;
     publish(&target, &args.to, size, true)
 }
 
-/// Copies of the files of a flat tree: create under a temporary name, write, one barrier, rename.
+/// Copies a tree: its files are dealt to the threads, and made durable by one barrier.
+fn copy_tree(args: &CopyArgs) -> Checked {
+    let tree = Tree::mirror(&args.from, &args.to)?;
+    let next = AtomicUsize::new(0);
+    on_threads(args.threads, &|| {
+        let mut buf = block()?;
+        let body = &mut buf.bytes_mut()[escp_buf::BODY..];
+        while let Some(pair) = tree.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            copy_file(pair, body)?;
+        }
+        Ok(())
+    })?;
+    tree.publish_durably(args.threads)
+}
+
+/// Copies a file to a temporary name, with O_DIRECT where that pays.
+fn copy_file((from, to): &Pair, body: &mut [u8]) -> Checked {
+    let size = from.metadata()?.len();
+    let direct = size >= DIRECT;
+    let source = open(from, direct)?;
+    let target = create(to, if direct { size } else { 0 }, direct)?;
+    for offset in (0..size).step_by(BLOCK) {
+        let length = length(size, offset);
+        read_whole(&source, body, length, offset)?;
+        if direct {
+            write_whole(&target, body, length, offset)?;
+        } else {
+            target.write_all_at(&body[..length], offset)?;
+        }
+    }
+    if direct {
+        target.set_len(size)?;
+    }
+    Ok(())
+}
+
+/// Bytes of the block at `offset`.
+fn length(size: u64, offset: u64) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "at most the block size")]
+    let length = (size - offset).min(BLOCK as u64) as usize;
+    length
+}
+
+/// Memory for a block, of the thread that asks.
+fn block() -> Checked<escp_buf::Buf> {
+    let pool = escp_buf::Pool::new(1, BLOCK)?;
+    pool.prefer_huge_pages();
+    pool.take().ok_or_else(|| Trouble::new("an empty pool"))
+}
+
+/// Copies of the files of a tree: create under a temporary name, write, one barrier, rename.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct CreateArgs {
     /// Directory to read, with directories of files in it.
@@ -141,24 +188,8 @@ pub(crate) struct CreateArgs {
 
 /// Makes the files.
 pub(crate) fn create_tree(args: &CreateArgs) -> Checked {
-    std::fs::create_dir(&args.to)?;
-    let (mut directories, mut files) = (vec![args.to.clone()], Vec::new());
-    let mut open = vec![(args.from.clone(), args.to.clone())];
-    while let Some((from, to)) = open.pop() {
-        for entry in std::fs::read_dir(&from)? {
-            let entry = entry?;
-            let target = to.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                std::fs::create_dir(&target)?;
-                directories.push(target.clone());
-                open.push((entry.path(), target));
-            } else {
-                files.push((entry.path(), target));
-            }
-        }
-    }
-    let step = files.len().div_ceil(args.threads.max(1)).max(1);
-    each(&files, step, &|(from, to)| {
+    let tree = Tree::mirror(&args.from, &args.to)?;
+    tree.each(args.threads, &|(from, to)| {
         let bytes = std::fs::read(from)?;
         let part = temporary(to);
         let file = File::create_new(&part)?;
@@ -168,26 +199,66 @@ pub(crate) fn create_tree(args: &CreateArgs) -> Checked {
         }
         Ok(())
     })?;
-    if args.durable {
-        rustix::fs::syncfs(&File::open(&args.to)?)?;
-        each(&files, step, &|(_, to)| Ok(std::fs::rename(temporary(to), to)?))?;
-        for directory in directories {
-            File::open(directory)?.sync_all()?;
-        }
-    }
-    Ok(())
+    if args.durable { tree.publish_durably(args.threads) } else { Ok(()) }
 }
 
+/// A file to read, and one to make.
 type Pair = (PathBuf, PathBuf);
 
-fn each(files: &[Pair], step: usize, work: &(dyn Fn(&Pair) -> Checked + Sync)) -> Checked {
+/// A tree to make, whose directories are there.
+struct Tree {
+    top: PathBuf,
+    /// All of them, the top included.
+    directories: Vec<PathBuf>,
+    files: Vec<Pair>,
+}
+
+impl Tree {
+    /// Makes the directories of `from` in `to`.
+    fn mirror(from: &Path, to: &Path) -> Checked<Self> {
+        std::fs::create_dir(to)?;
+        let mut tree = Self { top: to.to_owned(), directories: vec![to.to_owned()], files: Vec::new() };
+        let mut open = vec![(from.to_owned(), to.to_owned())];
+        while let Some((from, to)) = open.pop() {
+            for entry in std::fs::read_dir(&from)? {
+                let entry = entry?;
+                let target = to.join(entry.file_name());
+                if entry.file_type()?.is_dir() {
+                    std::fs::create_dir(&target)?;
+                    tree.directories.push(target.clone());
+                    open.push((entry.path(), target));
+                } else {
+                    tree.files.push((entry.path(), target));
+                }
+            }
+        }
+        Ok(tree)
+    }
+
+    /// Gives all files their names, with everything on the disk before and after.
+    fn publish_durably(&self, threads: usize) -> Checked {
+        rustix::fs::syncfs(File::open(&self.top)?)?;
+        self.each(threads, &|(_, to)| Ok(std::fs::rename(temporary(to), to)?))?;
+        self.directories.iter().try_for_each(|directory| Ok(File::open(directory)?.sync_all()?))
+    }
+
+    /// Does something with every file, neighbours on the same thread.
+    fn each(&self, threads: usize, work: &(dyn Fn(&Pair) -> Checked + Sync)) -> Checked {
+        let step = self.files.len().div_ceil(threads.max(1)).max(1);
+        let next = AtomicUsize::new(0);
+        on_threads(threads, &|| {
+            let first = next.fetch_add(step, Ordering::Relaxed);
+            self.files.iter().skip(first).take(step).try_for_each(work)
+        })
+    }
+}
+
+/// Does the same on so many threads.
+fn on_threads(count: usize, work: &(dyn Fn() -> Checked + Sync)) -> Checked {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = files
-            .chunks(step)
-            .map(|chunk| scope.spawn(move || -> Checked { chunk.iter().try_for_each(work) }))
-            .collect();
+        let threads: Vec<_> = (0..count.max(1)).map(|_| scope.spawn(work)).collect();
         threads.into_iter().try_for_each(|thread| {
-            thread.join().map_err(|_| Trouble::new("a thread that makes files panicked"))?
+            thread.join().map_err(|_| Trouble::new("a thread that copies panicked"))?
         })
     })
 }

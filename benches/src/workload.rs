@@ -86,6 +86,9 @@ const MIXED: (u64, u64, u64) = (2000, 4 << 10, 32 << 20);
 /// B6: size, and islands of 64 KiB in it, 100 MiB together.
 const SPARSE: (u64, u64) = (10 << 30, 1600);
 
+/// What the disk gives when nothing else is asked.
+const COPIER: &str = "{bench} copy {source} {out}/{name}";
+
 /// The names of all workloads.
 pub(crate) fn names() -> Vec<&'static str> {
     ALL.iter().map(|(name, _)| *name).collect()
@@ -158,7 +161,7 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
         let depth = (u32::from(escp.streams) * u32::from(escp.depth)).div_ceil(u32::from(count));
         let uring = format!("--streams {count} --depth {depth}");
         contenders.extend(floors("", &format!("--direct {paths}"), "--streams 8", &uring));
-        contenders.push(Contender::limit("O_DIRECT copier", "{bench} copy {source} {out}/{name}"));
+        contenders.push(Contender::limit("O_DIRECT copier", COPIER));
     } else {
         contenders.extend(floors("", &format!("--streams {count} {paths}"), "", "--depth 2"));
         contenders.push(Contender::limit("cp", "cp --reflink=never {source} {out}/{name}"));
@@ -192,6 +195,7 @@ fn mixed(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
+    contenders.push(Contender::limit("O_DIRECT copier", COPIER));
     let title = format!("{count} files of 4 KiB to 32 MiB, disk");
     Ok(Workload::new(name, title, gib(bytes), trip, contenders, args.runs))
 }

@@ -61,6 +61,11 @@ fn the_limits_copy_what_they_are_given() {
     }
     std::fs::create_dir_all(path("tree/inner")).unwrap();
     std::fs::write(path("tree/inner/file"), "x").unwrap();
+    std::fs::write(path("tree/nothing"), "").unwrap();
+    std::fs::copy(path("source"), path("tree/large")).unwrap();
+    run(&["copy", "--threads=2", "tree", "tree copied"]);
+    let compared = Command::new("diff").arg("-r").args([path("tree"), path("tree copied")]).output().unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
     run(&["create", "--durable", "tree", "tree made"]);
     assert_eq!(std::fs::read(path("tree made/inner/file")).unwrap(), b"x");
 }
