@@ -54,7 +54,7 @@ pub(crate) struct MeasureArgs {
     #[arg(long, value_delimiter = ',', value_name = "WORDS")]
     pub(crate) peers: Option<Vec<String>>,
     /// Another peer, NAME=COMMAND: a shell command with {source}, {target}, {far} (a host that ssh knows by
-    /// -F {config}); may be repeated
+    /// -F {config}), {address} and {port} (the same for what knows no aliases); may be repeated
     #[arg(long = "peer", value_name = "NAME=COMMAND")]
     pub(crate) more_peers: Vec<String>,
     /// Extra flags for escp, such as "--depth 8"

@@ -5,6 +5,7 @@ use crate::ground::{Ground, Medium};
 use escp_testkit::run::Run;
 use escp_testkit::{Checked, Trouble};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// What a contender stands for.
@@ -213,6 +214,7 @@ impl Ground {
             ("{target}", format!("far:{}/", text(&self.out(trip, true)))),
             ("{far}", "far".to_owned()),
             ("{address}", self.address().to_string()),
+            ("{port}", self.world.sshd.port.to_string()),
             ("{config}", text(&self.world.sshd.client_config)),
             ("{bench}", text(&self.instrument)),
             ("{sync}", if trip.medium == Medium::Disk { durable } else { "true".to_owned() }),
@@ -227,6 +229,16 @@ fn flags_of(args: &MeasureArgs) -> Vec<String> {
         words.extend(["-t".to_owned(), streams.to_string()]);
     }
     words
+}
+
+/// EScp, whose program has the name of ours: the first on PATH that calls itself so.
+fn predecessor() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let programs = std::env::split_paths(&path).map(|directory| directory.join("escp"));
+    programs.filter(|program| program.is_absolute()).find(|program| {
+        let help = Command::new(program).arg("--help").stdin(Stdio::null()).output();
+        help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("(EScp)"))
+    })
 }
 
 /// The peers that copy `trip`, durable at its end where that means something. What is not installed but named
@@ -261,6 +273,13 @@ pub(crate) fn peers(args: &MeasureArgs, trip: &Trip) -> Checked<Vec<Contender>> 
         if escp_testkit::run::program(program).is_ok() {
             all.push(Contender::peer(program, &command));
         }
+    }
+    if let Some(program) = predecessor() {
+        // It resolves its host itself for the data, and tells ssh a port whatever ssh's configuration says.
+        let program = format!("'{}'", program.display());
+        let flags = format!("-q {recursive} -F {{config}} -P {{port}} -D {program}");
+        let command = format!("{program} {flags} {{source}} {{address}}:{{out}}/ && {{sync}}");
+        all.push(Contender::peer("EScp", &command));
     }
     if let Some(words) = &args.peers {
         all.retain(|peer| words.iter().any(|word| peer.name.contains(word.as_str())));

@@ -1,6 +1,7 @@
 //! The instrument works: it measures something small and says so. Nothing here passes or fails by time.
 
 use escp_testkit::{Checked, ensure, need_root};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_escp-bench");
@@ -113,6 +114,43 @@ fn what_either_end_of_the_floor_cannot_do_is_told() {
     assert!(status == Some(1) && told.contains("receiving end") && told.contains("File too large"), "{told}");
     assert!(!std::fs::exists(path("copy")).unwrap() && std::fs::read(path("there")).unwrap() == b"before");
     assert_eq!(floor("", "source", "at last").0, Some(0));
+}
+
+/// A directory with a program `escp` that every user may run.
+fn escp_that_runs(script: &str) -> Checked<tempfile::TempDir> {
+    let all_may = || std::fs::Permissions::from_mode(0o755);
+    let directory = tempfile::Builder::new().permissions(all_may()).tempdir()?;
+    let program = directory.path().join("escp");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n"))?;
+    std::fs::set_permissions(program, all_may())?;
+    Ok(directory)
+}
+
+#[test]
+fn the_predecessor_is_told_from_escp_by_what_it_calls_itself() -> Checked {
+    need_root!();
+    let ours = escp_that_runs("echo 'Usage: escp [flags] SOURCE... [USER@]HOST:TARGET'; exit 1")?;
+    // Takes the flags it must be given, and copies like EScp: with ssh's own configuration to a port it was told.
+    let theirs = escp_that_runs(
+        "[ \"$1\" = --help ] && exec echo 'Energy Sciences Network transfer tool (EScp)'\n\
+         [ \"$1 $2 $4 $6 $7\" = \"-q -F -P -D $0\" ] || exit 9\n\
+         exec scp -q -F \"$3\" -P \"$5\" \"$8\" \"$9\"",
+    )?;
+    let usual = std::env::var_os("PATH").unwrap_or_default();
+    let path = [ours.path().to_owned(), theirs.path().to_owned()].into_iter();
+    let path = std::env::join_paths(path.chain(std::env::split_paths(&usual)))?;
+    let output = Command::new(BENCH)
+        .args(["--only", "B1", "--size", "8M", "--runs", "1", "--cold", "--json", "--peers", "EScp"])
+        .arg("--results")
+        .arg(ours.path().join("results"))
+        .env("PATH", path)
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "it ended with {}: {told}", output.status);
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let found = results.as_array().and_then(|all| all.iter().find(|one| one["contender"] == "EScp"));
+    ensure!(found.is_some_and(|found| found["failure"].is_null()), "no EScp, or a failed one: {results:#}");
+    Ok(())
 }
 
 #[test]
