@@ -39,7 +39,7 @@ pub(crate) struct MeasureArgs {
     #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,
     /// Size of the big file of B1, B2, B5, B10 and B11: bytes, or 256M, 4G; B4 and B6 change in proportion
-    #[arg(long, default_value = "4G", value_name = "SIZE", value_parser = size)]
+    #[arg(long, default_value = "4G", value_name = "SIZE", value_parser = escp_config::parse_size)]
     pub(crate) size: u64,
     /// Files of B3
     #[arg(long, default_value_t = 10_000, value_name = "NUMBER")]
@@ -88,11 +88,6 @@ pub(crate) struct MeasureArgs {
     /// Append the medians to the history in docs/benchmarks.md: for quiet machines only
     #[arg(long)]
     pub(crate) history: bool,
-}
-
-/// Reads bytes, or 256M, 4G.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    escp_config::parse_size(text).map_err(|error| error.to_string())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -3,8 +3,7 @@
 use crate::args::MeasureArgs;
 use crate::contender::{Contender, Role, Trip};
 use crate::ground::{Ground, Medium};
-use crate::report::median;
-use crate::round::Series;
+use crate::series::{Series, median};
 use crate::workload::{Unit, Workload, files, gib, iperf};
 use escp_testkit::{Checked, tree};
 use std::time::Duration;

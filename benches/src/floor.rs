@@ -37,7 +37,7 @@ pub(crate) struct FloorArgs {
     #[arg(long, default_value_t = 2 << 20)]
     block: u32,
     /// Bytes to move where there is no file to read.
-    #[arg(long, default_value = "1G", value_parser = crate::args::size)]
+    #[arg(long, default_value = "1G", value_parser = escp_config::parse_size)]
     size: u64,
     /// Bytes of the sockets' buffers. Without: as escp does on one machine, small if each core has a stream, else the
     /// kernel's own, and without pacing.

@@ -2,6 +2,7 @@
 
 mod args;
 mod bare;
+mod catalogue;
 mod contender;
 mod distance;
 mod floor;
@@ -13,6 +14,7 @@ mod record;
 mod report;
 mod round;
 mod scaling;
+mod series;
 mod warm;
 mod workload;
 
@@ -53,12 +55,15 @@ fn run(args: &Args) -> Checked<ExitCode> {
 }
 
 fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
-    let names: Vec<&str> =
-        if args.only.is_empty() { workload::names() } else { args.only.iter().map(String::as_str).collect() };
-    if let Some(unknown) = names.iter().find(|name| !workload::names().contains(name)) {
+    let names: Vec<&str> = if args.only.is_empty() {
+        catalogue::names()
+    } else {
+        args.only.iter().map(String::as_str).collect()
+    };
+    if let Some(unknown) = names.iter().find(|name| !catalogue::names().contains(name)) {
         return Err(Trouble::new(format!(
             "there is no workload {unknown}; known: {}",
-            workload::names().join(", ")
+            catalogue::names().join(", ")
         )));
     }
     if !escp_testkit::users::is_root() {
@@ -80,13 +85,13 @@ fn measure(args: &MeasureArgs) -> Checked<ExitCode> {
     let (mut all, mut escp_failed) = (Vec::new(), false);
     let mut ground: Option<(Option<Link>, Ground)> = None;
     for name in names {
-        let distance = workload::distance(name);
+        let distance = catalogue::distance(name);
         let ground = match ground.take().filter(|(laid_for, _)| *laid_for == distance) {
             Some(laid) => ground.insert(laid),
             None => ground.insert((distance, Ground::lay(args, group.clone(), distance)?)),
         };
         let ground = &ground.1;
-        let workload = workload::prepare(name, ground, args)?;
+        let workload = catalogue::prepare(name, ground, args)?;
         let series = round::run(&workload, ground, args, &interrupted)?;
         let table = report::table(&workload, &series);
         if args.json {

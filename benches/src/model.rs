@@ -2,12 +2,13 @@
 //! and prints what nodes need.
 
 use crate::args::MeasureArgs;
+use crate::catalogue;
 use crate::contender::Contender;
 use crate::ground::Ground;
 use crate::machine::Group;
-use crate::report::own;
-use crate::round::{self, Series};
+use crate::round;
 use crate::scaling::{Coefficients, Task, needs};
+use crate::series::{Series, own};
 use crate::workload::{self, Unit};
 use escp_buf::{BODY, Pool};
 use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext};
@@ -124,7 +125,7 @@ fn stages() -> Checked<String> {
 impl Bench<'_> {
     /// escp alone in a workload: the medians of its first contender.
     fn see(&self, name: &str, args: &MeasureArgs) -> Checked<Seen> {
-        let mut workload = workload::prepare(name, self.ground, args)?;
+        let mut workload = catalogue::prepare(name, self.ground, args)?;
         workload.contenders.retain(Contender::is_escp);
         let all = round::run(&workload, self.ground, args, self.interrupted)?;
         if !workload.trip.name.is_empty() {

@@ -2,41 +2,10 @@
 
 use crate::contender::Role;
 use crate::machine::Cost;
-use crate::round::Series;
+use crate::series::{Series, median, own};
 use crate::workload::{Unit, Workload};
 use serde_json::{Value, json};
 use std::fmt::Write;
-
-/// The median: the middle one, or the mean of the two in the middle. NaN of nothing.
-pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match (values.get(middle), values.len() % 2) {
-        (Some(&value), 1) => value,
-        (Some(&value), _) => {
-            f64::midpoint(values.get(middle.wrapping_sub(1)).copied().unwrap_or(value), value)
-        }
-        (None, _) => f64::NAN,
-    }
-}
-
-impl Series {
-    pub(crate) fn median(&self, of: impl Fn(&Cost) -> f64) -> f64 {
-        median(self.runs.iter().flatten().map(of))
-    }
-
-    /// Median over the rounds of this one's value divided by the other's in the same round.
-    fn ratio(&self, other: &Self, of: impl Fn(&Cost) -> f64) -> f64 {
-        let pairs = self.runs.iter().zip(&other.runs);
-        median(pairs.filter_map(|(a, b)| Some(of(a.as_ref()?) / of(b.as_ref()?))).filter(|r| r.is_finite()))
-    }
-}
-
-/// CPU seconds of those who took part, or of the machine where only that is known.
-pub(crate) fn own(cost: &Cost) -> f64 {
-    cost.own_cpu.unwrap_or(cost.cpu)
-}
 
 impl Unit {
     /// What divides the seconds of a run.
@@ -273,37 +242,13 @@ pub(crate) fn history(workload: &Workload, all: &[Series], about: &Value) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use super::{data, history, median, table};
-    use crate::contender::{Contender, Role, Trip};
+    use super::{data, history, table};
+    use crate::contender::{Role, Trip};
     use crate::ground::Medium;
-    use crate::machine::Cost;
-    use crate::round::Series;
+    use crate::series::Series;
+    use crate::series::tests::series;
     use crate::workload::{Unit, Workload};
     use serde_json::json;
-
-    #[test]
-    fn medians_of_odd_even_and_nothing() {
-        assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median([]).is_nan());
-    }
-
-    fn series(name: &str, seconds: &[f64]) -> Series {
-        let cost =
-            |&seconds: &f64| Some(Cost { seconds, cpu: seconds, own_cpu: Some(seconds), ..Cost::default() });
-        Series {
-            contender: Contender::peer(name, ""),
-            runs: seconds.iter().map(cost).collect(),
-            failure: None,
-        }
-    }
-
-    #[test]
-    fn ratios_are_taken_round_by_round() {
-        // The machine was twice as slow in the second round, for both.
-        let (a, b) = (series("a", &[1.0, 2.0, 1.0]), series("b", &[3.0, 6.0, 3.0]));
-        assert_eq!(b.ratio(&a, |cost| cost.seconds), 3.0);
-    }
 
     fn workload() -> Workload {
         let trip = Trip { medium: Medium::Tmpfs, name: "x".to_owned(), tree: false };

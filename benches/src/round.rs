@@ -4,6 +4,7 @@ use crate::args::MeasureArgs;
 use crate::contender::{Contender, Role, Trip};
 use crate::ground::{Ground, Medium, drop_caches, with_memory_lock};
 use crate::machine::{Cost, Meter};
+use crate::series::Series;
 use crate::workload::Workload;
 use escp_testkit::run::{Run, Running};
 use escp_testkit::scratch::give;
@@ -15,16 +16,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// What one contender cost, run by run.
-#[derive(Debug, Clone)]
-pub(crate) struct Series {
-    pub(crate) contender: Contender,
-    /// `None`: it failed in that round.
-    pub(crate) runs: Vec<Option<Cost>>,
-    /// Why it failed, if it did; it does not run again then.
-    pub(crate) failure: Option<String>,
-}
 
 /// Runs all rounds of a workload. `interrupted` ends them.
 pub(crate) fn run(
