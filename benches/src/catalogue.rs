@@ -89,12 +89,13 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
     contenders.extend(peers(args, &trip)?);
     let (paths, count) = ("--from {source} --to {out}/{name}", streams(args));
     if medium == Medium::Disk {
-        // Blocking threads need more than one per core to keep a disk busy; a ring takes as many blocks as escp has
-        // in flight.
-        let escp = escp_config::Config::default();
-        let depth = (u32::from(escp.streams) * u32::from(escp.depth)).div_ceil(u32::from(count));
-        let uring = format!("--streams {count} --depth {depth}");
-        contenders.extend(floors("", &format!("--direct {paths}"), "--streams 8", &uring));
+        // Blocking threads need more than one per core to keep a disk busy.
+        let (direct, by_uring) = (format!("--direct {paths}"), format!("--streams {count}"));
+        contenders.extend(floors("", &direct, "--streams 8", &by_uring));
+        if floor::uring_is_allowed() {
+            let command = format!("{{bench}} floor {direct} {by_uring} --uring --plain-sockets");
+            contenders.push(Contender::limit("floor, mixed", &command).in_role(Role::Floor));
+        }
         contenders.push(Contender::limit("O_DIRECT copier", COPIER));
     } else {
         contenders.extend(floors("", &format!("--streams {count} {paths}"), "", "--depth 2"));

@@ -55,6 +55,9 @@ pub(crate) struct FloorArgs {
     /// By io_uring instead of blocking calls.
     #[arg(long)]
     uring: bool,
+    /// Sockets by blocking calls even so.
+    #[arg(long, requires_all = ["uring", "from"])]
+    plain_sockets: bool,
     /// Blocks of each stream in flight on the disk at either end, by io_uring.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     depth: u16,
@@ -72,6 +75,7 @@ struct End {
     file: Option<Arc<File>>,
     socket: Arc<TcpStream>,
     depth: u16,
+    plain_socket: bool,
 }
 
 /// Moves everything.
@@ -135,6 +139,7 @@ impl FloorArgs {
                 file: file.cloned(),
                 socket: Arc::new(socket),
                 depth: self.depth,
+                plain_socket: self.plain_sockets,
             };
             threads.push(std::thread::spawn(move || work(end)));
         }

@@ -80,7 +80,11 @@ fn the_floor_by_io_uring_moves_what_it_is_given() -> Checked {
     let path = |name: &str| directory.path().join(name);
     // More blocks than are in flight, and no multiple of a page or block.
     escp_testkit::tree::file(&path("source"), (9 << 20) + 4321, 1)?;
-    for (number, flags) in ["--streams=1 --depth=3", "--streams=2 --direct --depth=2"].iter().enumerate() {
+    for (number, flags) in
+        ["--streams=1 --depth=3", "--streams=2 --direct --depth=2", "--streams=2 --direct --plain-sockets"]
+            .iter()
+            .enumerate()
+    {
         let made = path(&number.to_string());
         let mut floor = Command::new(BENCH);
         floor.args(["floor", "--uring", "--block=1048576"]).args(flags.split(' '));

@@ -22,7 +22,7 @@ pub(super) fn send(end: End) -> Checked {
             read_whole(file, &mut bytes[BODY..], length, offset)?;
         }
         sealing.seal(bytes, offset, length)?;
-        (&*end.socket).write_all(&bytes[record(length)])?;
+        send_whole(&end.socket, &buf, length)?;
     }
     Ok(())
 }
@@ -32,8 +32,8 @@ pub(super) fn receive(end: End) -> Checked {
     let mut buf = slot(&end)?;
     let mut opening = Opening::new(end.secret(), end.block)?;
     for (offset, length) in end.blocks() {
+        buf = receive_whole(&end.socket, buf, length)?;
         let bytes = buf.bytes_mut();
-        receive_whole(&end.socket, &mut bytes[record(length)])?;
         opening.open(bytes, offset, length)?;
         if let Some(file) = &end.file {
             write_whole(file, &bytes[BODY..], length, offset)?;
@@ -46,16 +46,20 @@ fn slot(end: &End) -> Checked<Buf> {
     end.pool(1)?.take().ok_or_else(|| Trouble::new("an empty pool"))
 }
 
+pub(super) fn send_whole(mut socket: &TcpStream, buf: &Buf, length: usize) -> Checked {
+    Ok(socket.write_all(&buf.bytes()[record(length)])?)
+}
+
 /// Its length is known, so one call waits for all of it.
-fn receive_whole(socket: &TcpStream, into: &mut [u8]) -> Checked {
-    let mut got = 0;
-    while got < into.len() {
-        match rustix::net::recv(socket, &mut into[got..], RecvFlags::WAITALL) {
+pub(super) fn receive_whole(socket: &TcpStream, mut buf: Buf, length: usize) -> Checked<Buf> {
+    let mut range = record(length);
+    while !range.is_empty() {
+        match rustix::net::recv(socket, &mut buf.bytes_mut()[range.clone()], RecvFlags::WAITALL) {
             Ok((0, _)) => return Err(Trouble::new("the connection closed early")),
-            Ok((count, _)) => got += count,
+            Ok((count, _)) => range.start += count,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(buf)
 }
