@@ -4,7 +4,7 @@ use crate::args::MeasureArgs;
 use crate::contender::{Contender, GCM, Role, Trip, peers};
 use crate::ground::{Ground, Medium};
 use crate::workload::{Unit, Workload, files, gib, iperf, streams};
-use crate::{distance, floor};
+use crate::{distance, floor, login};
 use escp_testkit::tree;
 use escp_testkit::wan::Link;
 use escp_testkit::{Checked, Trouble};
@@ -101,6 +101,7 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
         contenders.extend(floors("", &format!("--streams {count} {paths}"), "", "--depth 2"));
         contenders.push(Contender::limit("cp", "cp --reflink=never {source} {out}/{name}"));
     }
+    contenders.push(login::one());
     contenders.extend(iperf(args, streams(args)));
     let title = format!("one random file, {} to {}", medium.name(), medium.name());
     Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))
@@ -118,6 +119,7 @@ fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Che
         "bare create",
         &format!("{{bench}} create {durable} {{source}} {{out}}/{{name}}"),
     ));
+    contenders.push(login::one());
     let title = format!("{} files of 1 to 16 KiB, {}", args.files, medium.name());
     Ok(Workload::new(name, title, Unit::Files(args.files), trip, contenders, args.runs))
 }
@@ -130,7 +132,7 @@ fn mixed(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
-    contenders.push(Contender::limit("O_DIRECT copier", COPIER));
+    contenders.extend([Contender::limit("O_DIRECT copier", COPIER), login::one()]);
     let title = format!("{count} files of 4 KiB to 32 MiB, disk");
     Ok(Workload::new(name, title, gib(bytes), trip, contenders, args.runs))
 }
@@ -183,7 +185,7 @@ fn start(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
-    contenders.push(Contender::limit_without_files("ssh true", "ssh -F {config} {far} true"));
+    contenders.push(login::one());
     let title = "one byte".to_owned();
     Ok(Workload::new(name, title, Unit::Start, trip, contenders, args.runs * 3))
 }
@@ -219,7 +221,8 @@ fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     tree::file(&source.join("whole"), args.size, 1)?;
     tree::file(&source.join("eighth"), args.size / 8, 2)?;
     ground.own(&source)?;
-    let contenders = Contender::alone_and_eight(args).to_vec();
+    let mut contenders = Contender::alone_and_eight(args).to_vec();
+    contenders.extend([login::one(), login::eight()]);
     let title = "eight transfers at once through one daemon, beside one of the same bytes, tmpfs".to_owned();
     Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))
 }

@@ -2,6 +2,7 @@
 
 use crate::args::MeasureArgs;
 use crate::ground::{Ground, Medium};
+use crate::login;
 use escp_testkit::run::Run;
 use escp_testkit::{Checked, Trouble};
 use std::path::{Path, PathBuf};
@@ -155,6 +156,15 @@ impl Contender {
     /// Whether it is escp, whatever its role: the daemons take part then.
     pub(crate) fn is_escp(&self) -> bool {
         matches!(self.what, What::Escp(_) | What::Words(_) | What::Eight(_))
+    }
+
+    /// The contender that does nothing but log in as this one does; see [`crate::login`].
+    pub(crate) fn login(&self) -> Option<&'static str> {
+        match self.what {
+            What::Escp(_) | What::Words(_) | What::Shell(_) => Some(login::ONE),
+            What::Eight(_) => Some(login::EIGHT),
+            What::Local(_) => None,
+        }
     }
 
     /// iperf3 wants its server started beside it.

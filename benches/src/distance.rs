@@ -3,6 +3,7 @@
 use crate::args::MeasureArgs;
 use crate::contender::{Contender, Role, Trip};
 use crate::ground::{Ground, Medium};
+use crate::login;
 use crate::series::{Series, median};
 use crate::workload::{Unit, Workload, files, gib, iperf};
 use escp_testkit::{Checked, tree};
@@ -15,8 +16,6 @@ pub(crate) const LINKS: [(&str, Duration, Option<u64>); 3] = [
     ("B9-small", Duration::from_millis(100), None),
 ];
 
-const LOGIN: &str = "ssh true";
-const IPERF: &str = "iperf3, clear";
 const NOWHERE: &str = "escp at 0 ms";
 
 fn link(name: &str) -> (Duration, Option<u64>) {
@@ -32,7 +31,7 @@ pub(crate) fn file(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<W
     let source = ground.source(&trip);
     tree::file(&source, args.size, 1)?;
     ground.own(&source)?;
-    let mut contenders = vec![Contender::escp("escp", args, &[]), login()];
+    let mut contenders = vec![Contender::escp("escp", args, &[]), login::one(), floor(streams)];
     contenders.extend(iperf(args, streams));
     let rate =
         rate.map_or_else(|| "as fast as it goes".to_owned(), |rate| format!("{} Mb/s", rate / 1_000_000));
@@ -51,22 +50,27 @@ pub(crate) fn small(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<
     let contenders = vec![
         Contender::escp("escp", args, &[]),
         Contender::escp(NOWHERE, args, &[]).in_role(Role::Peer).at(Duration::ZERO),
-        login(),
+        login::one(),
     ];
     let title = format!("{} files of 1 to 16 KiB over {} ms, tmpfs", args.files, round_trip.as_millis());
     let near = Workload::new(name, title, Unit::Files(args.files), trip, contenders, args.runs);
     Ok(Workload { round_trip: Some(round_trip), ..near })
 }
 
-fn login() -> Contender {
-    Contender::limit_without_files(LOGIN, "ssh -F {config} {far} true")
+/// The floor over the same path, its receiving end started through ssh as escp's is.
+fn floor(streams: u16) -> Contender {
+    let paths = "--from {source} --to {out}/{name}";
+    let command = format!(
+        "{{bench}} floor --streams {streams} --address {{address}} {paths} -- ssh -F {{config}} {{far}}"
+    );
+    Contender::peer("floor, through ssh", &command).in_role(Role::Floor)
 }
 
-/// How escp stands to what the distance allows, in a sentence for the table.
+/// How escp's time for small files stands to what the distance allows, in a sentence for the table.
 pub(crate) fn verdict(workload: &Workload, all: &[Series]) -> Option<String> {
     let round_trip = workload.round_trip?.as_secs_f64();
     let of = |name: &str| all.iter().find(|series| series.contender.name == name);
-    let (escp, login) = (of("escp")?, of(LOGIN)?);
+    let (escp, login) = (of("escp")?, of(login::ONE)?);
     // In the rounds in which all of them ran.
     let rounds = |other: &Series, value: fn(f64, f64, f64, f64) -> f64| {
         let runs = escp.runs.iter().zip(&login.runs).zip(&other.runs);
@@ -75,15 +79,11 @@ pub(crate) fn verdict(workload: &Workload, all: &[Series]) -> Option<String> {
         });
         median(seconds.map(|(escp, login, other)| value(escp, login, other, round_trip)))
     };
-    if let Some(iperf) = of(IPERF) {
-        let whole = rounds(iperf, |escp, _, iperf, _| iperf / escp);
-        let moving = rounds(iperf, |escp, login, iperf, _| iperf / (escp - login));
-        return Some(format!("{whole:.2} of iperf3 in all, {moving:.2} once logged in"));
-    }
     let nowhere = of(NOWHERE)?;
     let allowed = rounds(nowhere, |_, login, nowhere, trip| login + 2.0 * nowhere + 10.0 * trip);
     let part = rounds(nowhere, |escp, login, nowhere, trip| escp / (login + 2.0 * nowhere + 10.0 * trip));
     Some(format!(
-        "{part:.2} of the time of '{LOGIN}', twice that at 0 ms and ten round trips, which is {allowed:.2} s"
+        "{part:.2} of the time of '{}', twice that at 0 ms and ten round trips, which is {allowed:.2} s",
+        login::ONE
     ))
 }

@@ -22,7 +22,7 @@ use escp_crypto::{Flow, MasterSecret, StreamContext, StreamSecret};
 use escp_testkit::tree::Noise;
 use escp_testkit::{Checked, Trouble};
 use std::fs::File;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 pub(crate) use uring::is_allowed as uring_is_allowed;
@@ -61,9 +61,15 @@ pub(crate) struct FloorArgs {
     /// Blocks of each stream in flight on the disk at either end, by io_uring.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     depth: u16,
+    /// Address where the receiving end is to be reached.
+    #[arg(long, default_value = "127.0.0.1")]
+    address: IpAddr,
     /// Be the receiving end, which the sending one starts.
     #[arg(long, hide = true)]
     receive: bool,
+    /// Command line that runs the receiving end on another host, such as `ssh far`: its words follow these.
+    #[arg(last = true)]
+    through: Vec<String>,
 }
 
 /// One end of one stream.
@@ -86,7 +92,7 @@ pub(crate) fn run(args: &FloorArgs) -> Checked {
 /// The sending end, which starts the receiving one and ends after it.
 fn send_all(args: &FloorArgs) -> Checked {
     let source = args.from.as_ref().map(|from| open(from, args.direct)).transpose()?.map(Arc::new);
-    let (receiver, address) = Receiver::start()?;
+    let (receiver, address) = Receiver::start(&args.through)?;
     let sockets = match ends::connect(address, args.streams()) {
         Ok(sockets) => sockets,
         Err(trouble) => return receiver.give_up(&trouble),
@@ -101,7 +107,7 @@ fn receive_all(args: &FloorArgs) -> Checked {
     let size = args.bytes()?;
     let space = if args.direct { size } else { 0 };
     let target = args.to.as_ref().map(|to| create(to, space, args.direct)).transpose()?.map(Arc::new);
-    let sockets = ends::accept(args.streams())?;
+    let sockets = ends::accept(args.address, args.streams())?;
     let receive = if args.uring { uring::receive } else { blocking::receive };
     args.each_stream(sockets, target.as_ref(), receive)?;
     match (&target, &args.to) {
@@ -149,8 +155,11 @@ impl FloorArgs {
     }
 }
 
-/// Makes a connection fit for one machine.
+/// Makes a connection fit for one machine, if it does not leave this one.
 fn fit(socket: &TcpStream, args: &FloorArgs) -> Checked {
+    if socket.peer_addr()?.ip() != socket.local_addr()?.ip() {
+        return Ok(());
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let small = (usize::from(args.streams) >= cores).then_some(128 << 10);
     let options = socket2::SockRef::from(socket);

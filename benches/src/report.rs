@@ -97,6 +97,9 @@ pub(crate) fn table(workload: &Workload, all: &[Series]) -> String {
             let _ = writeln!(out, "  {}: {cpu:.2} of the CPU of the better floor ({})", names.0, names.1);
         }
     }
+    for verdict in crate::login::verdicts(all) {
+        let _ = writeln!(out, "  {verdict}");
+    }
     if let Some(verdict) = crate::distance::verdict(workload, all) {
         let _ = writeln!(out, "  {verdict}");
     }

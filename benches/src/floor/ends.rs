@@ -3,17 +3,26 @@
 use escp_testkit::{Checked, Trouble};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 /// The receiving process, as the sending one sees it.
 pub(super) struct Receiver(Child);
 
 impl Receiver {
-    /// Starts this program once more, with the same words, as the receiving end. Returns where it listens.
-    pub(super) fn start() -> Checked<(Self, SocketAddr)> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(std::env::args_os().skip(1)).arg("--receive");
+    /// Starts this program once more, with the same words, as the receiving end, through a command line if there is one.
+    /// Returns where it listens.
+    pub(super) fn start(through: &[String]) -> Checked<(Self, SocketAddr)> {
+        let program = std::env::current_exe()?;
+        let mut command = match through {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        command.args(std::env::args_os().skip(1).take_while(|word| word != "--")).arg("--receive");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let mut line = String::new();
@@ -67,8 +76,8 @@ pub(super) fn connect(address: SocketAddr, streams: u16) -> Checked<Vec<TcpStrea
 }
 
 /// Says where it listens and takes all streams, in the order of their numbers.
-pub(super) fn accept(streams: u16) -> Checked<Vec<TcpStream>> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+pub(super) fn accept(address: IpAddr, streams: u16) -> Checked<Vec<TcpStream>> {
+    let listener = TcpListener::bind((address, 0))?;
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{}", listener.local_addr()?)?;
     stdout.flush()?;
