@@ -52,8 +52,7 @@ fn a_rate_is_a_slow_network_too() -> Checked {
     let size = 64 * tree::MIB;
     tree::words(&world.near.join("words"), size)?;
     settle(&world)?;
-    // Each thread finds its level by itself; several would try more of them on this little text.
-    copy(&world, &["-C", "-l", "50M", "-t", "1"], "words", "copy")?;
+    copy(&world, &["-C", "-l", "50M"], "words", "copy")?;
     let bytes = travelled(&world)?;
     ensure!(bytes < size as f64 * 0.5, "{bytes} of {size} bytes of text travelled at 50 Mbit/s");
     Ok(())

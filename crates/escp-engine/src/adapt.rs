@@ -6,6 +6,11 @@
 //! network, the receiver or its disk). How busy the network was says which neighbour to try first; what was
 //! seen before says which is not worth a try; and each try that failed doubles the time until the next.
 
+mod lanes;
+
+pub(crate) use lanes::{LaneAdapt, SharedAdapt};
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Levels worth trying, from the cheapest. Those between them differ too little to be told apart.
@@ -15,15 +20,20 @@ const START: i32 = 1;
 /// A choice is judged by what it moved in so much time,
 const WINDOW: Duration = Duration::from_millis(30);
 /// and by no fewer records than these,
-const RECORDS: u32 = 6;
+const RECORDS: u64 = 6;
 /// unless they hold so many bytes: a choice on trial that does not pay costs them all.
-const BYTES: f64 = 6.0 * 1_048_576.0;
+const BYTES: u64 = 6 << 20;
+/// Where several lanes send, a window begins and ends in the middle of a record of each lane but one: so many of each
+/// are waited for in any case.
+const RECORDS_EACH: u64 = 2;
 /// What a dearer choice must gain to be kept. Above what the two ends of a window can be off.
 const GAIN: f64 = 1.04;
 /// What a cheaper choice may lose and be kept all the same.
 const LOSS: f64 = 0.97;
 /// A gain that needs no second look.
 const CLEAR: f64 = 1.25;
+/// Two rates this close are of the same network.
+const SAME: f64 = 1.1;
 /// From this part of the time with data in flight on, it is the network that the sender waits for.
 const BUSY: f64 = 0.7;
 /// Below this, compressing is so much slower than the network that none at all is tried first.
@@ -34,40 +44,36 @@ const CHEAPEST: f64 = 2.5;
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(64));
 
 /// A choice: 0 sends data as it is, `n` compresses with the ladder's n-th level.
-pub(crate) type Rung = usize;
+type Rung = usize;
 const RAW: Rung = 0;
 
-/// One record that is with the kernel.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sent {
-    /// What it was made with.
-    pub(crate) rung: Rung,
-    /// Bytes of files in it.
-    pub(crate) plain: usize,
-    /// What became of them.
-    pub(crate) wire: usize,
-}
-
-/// The choices of one data thread; see the module's page.
+/// The choices of one session; see the module's page.
 #[derive(Debug)]
-pub(crate) struct Adapt {
-    ladder: Vec<i32>,
+struct Adapt {
+    ladder: Arc<[i32]>,
     at: Rung,
-    window: Window,
+    window: Option<Window>,
     /// What each choice did when it was last in use.
     memory: Vec<Option<Memory>>,
     trial: Option<Trial>,
 }
 
-#[derive(Debug, Default)]
+/// What went out, and how busy the network was meanwhile: sums from the session's begin, so that what a window held
+/// is the difference of two of them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    records: u64,
+    plain: u64,
+    wire: u64,
+    /// Nanoseconds with data in flight, and those they were taken from, over all lanes.
+    busy: u64,
+    watched: u64,
+}
+
+#[derive(Debug)]
 struct Window {
-    since: Option<Instant>,
-    records: u32,
-    plain: f64,
-    wire: f64,
-    /// Time with data in flight, and the time it was taken from, over all lanes.
-    busy: Duration,
-    watched: Duration,
+    since: Instant,
+    before: Totals,
 }
 
 /// How a choice did, in bytes a second.
@@ -98,63 +104,32 @@ struct Trial {
 
 impl Adapt {
     /// Starts with a low level; never goes above `highest`.
-    pub(crate) fn new(highest: i32) -> Self {
+    fn new(highest: i32) -> Self {
         let mut ladder: Vec<i32> = LADDER.into_iter().filter(|level| *level < highest).collect();
         ladder.push(highest);
-        let start = ladder.iter().position(|level| *level >= START).unwrap_or(ladder.len() - 1) + 1;
+        let at = ladder.iter().position(|level| *level >= START).unwrap_or(ladder.len() - 1) + 1;
         let memory = vec![None; ladder.len() + 1];
-        Self { ladder, at: start, window: Window::default(), memory, trial: None }
+        Self { ladder: ladder.into(), at, window: None, memory, trial: None }
     }
 
-    /// What to do with the next record.
-    pub(crate) fn rung(&self) -> Rung {
-        self.at
+    /// What went out so far says nothing about the choice in use; what goes out from now on does.
+    /// Returns when it may be judged.
+    fn start_over(&mut self, totals: Totals, now: Instant) -> Instant {
+        self.window = Some(Window { since: now, before: totals });
+        now + WINDOW
     }
 
-    /// The level of a choice; `None`: send it as it is.
-    pub(crate) fn level(&self, rung: Rung) -> Option<i32> {
-        rung.checked_sub(1).and_then(|index| self.ladder.get(index).copied())
-    }
-
-    /// A lane had data in flight for `busy` of the last `watched`.
-    pub(crate) fn watched(&mut self, busy: Duration, watched: Duration) {
-        if self.window.since.is_some() {
-            self.window.busy += busy.min(watched);
-            self.window.watched += watched;
+    /// Judges the choice in use, when `lanes` have sent enough with it. Returns when it may be judged next.
+    fn look(&mut self, totals: Totals, lanes: u64, now: Instant) -> Instant {
+        let Some(window) = &self.window else { return self.start_over(totals, now) };
+        let spent = now.saturating_duration_since(window.since);
+        let sent = totals.since(&window.before);
+        let few = sent.records < lanes * RECORDS_EACH || (sent.records < RECORDS && sent.plain < BYTES);
+        if spent < WINDOW || few {
+            return window.since + WINDOW;
         }
-    }
-
-    /// There was nothing to send: what was going on says nothing about the network.
-    pub(crate) fn start_over(&mut self) {
-        self.window = Window::default();
-    }
-
-    /// A record went out.
-    #[expect(clippy::cast_precision_loss, reason = "a record is far below 2^53 bytes")]
-    pub(crate) fn sent(&mut self, record: Sent, now: Instant) {
-        let Some(since) = self.window.since.filter(|_| record.rung == self.at) else {
-            // The first of its kind: time counts from its end.
-            self.window = Window { since: (record.rung == self.at).then_some(now), ..Window::default() };
-            return;
-        };
-        let window = &mut self.window;
-        window.records += 1;
-        window.plain += record.plain as f64;
-        window.wire += record.wire as f64;
-        let spent = now.saturating_duration_since(since);
-        let few = window.records < RECORDS && window.plain < BYTES;
-        if spent < WINDOW || few || window.plain == 0.0 {
-            return;
-        }
-        let seconds = spent.as_secs_f64();
-        let busy = if window.watched.is_zero() {
-            1.0
-        } else {
-            window.busy.as_secs_f64() / window.watched.as_secs_f64()
-        };
-        let seen = Seen { plain: window.plain / seconds, wire: window.wire / seconds, busy };
-        self.window = Window { since: Some(now), ..Window::default() };
-        self.judge(seen, now);
+        self.judge(sent.a_second(spent), now);
+        self.start_over(totals, now)
     }
 
     fn judge(&mut self, seen: Seen, now: Instant) {
@@ -208,6 +183,9 @@ impl Adapt {
             return false;
         }
         let fresh = |memory: &Memory| now.saturating_duration_since(memory.at) < memory.patience;
+        if rung == RAW && self.is_known_to_fill_the_network(now_seen, fresh) {
+            return false;
+        }
         let Some(memory) = self.memory[rung] else {
             // With the CPU far too slow for the next level, it is too slow for this one.
             let next = self.memory.get(rung + 1).copied().flatten().filter(fresh);
@@ -218,6 +196,37 @@ impl Adapt {
         let network_is_faster =
             rung < self.at && memory.seen.busy >= BUSY && now_seen.wire > memory.seen.wire * CLEAR;
         network_is_faster || memory.seen.plain > now_seen.plain * CLEAR || !fresh(&memory)
+    }
+
+    /// Whether a level that leaves more than the one in use was seen to move fewer plain bytes as just as many on the
+    /// network. Then it is the network that holds things up, and it would take data as it is no faster.
+    fn is_known_to_fill_the_network(&self, now_seen: &Seen, fresh: impl Fn(&Memory) -> bool) -> bool {
+        let cheaper = self.memory.get(RAW + 1..self.at).unwrap_or_default();
+        now_seen.wire * CLEAR < now_seen.plain
+            && cheaper.iter().flatten().filter(|memory| fresh(memory)).any(|Memory { seen, .. }| {
+                seen.plain < now_seen.plain * LOSS
+                    && seen.wire < now_seen.wire * SAME
+                    && now_seen.wire < seen.wire * SAME
+            })
+    }
+}
+
+impl Totals {
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            records: self.records.wrapping_sub(before.records),
+            plain: self.plain.wrapping_sub(before.plain),
+            wire: self.wire.wrapping_sub(before.wire),
+            busy: self.busy.wrapping_sub(before.busy),
+            watched: self.watched.wrapping_sub(before.watched),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "what moves in a window is far below 2^53 bytes")]
+    fn a_second(&self, spent: Duration) -> Seen {
+        let seconds = spent.as_secs_f64();
+        let busy = if self.watched == 0 { 1.0 } else { self.busy as f64 / self.watched as f64 };
+        Seen { plain: self.plain as f64 / seconds, wire: self.wire as f64 / seconds, busy }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the control task and the data threads of one session share.
 
+use crate::adapt::SharedAdapt;
 use crate::files::{File, FileTable};
 use crate::meter::{Counter, Meter};
 use crate::pace::Pace;
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     /// gets as much of it, however many streams it has.
     pub(crate) pace: Option<Pace>,
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Where compression is wanted: which level, for all lanes that send.
+    pub(crate) adapt: Option<Arc<SharedAdapt>>,
     /// Where data threads run; known with the first data lane.
     pub(crate) placement: OnceLock<Placement>,
     /// Files that are through, or failed with nothing in flight.
@@ -78,7 +81,9 @@ impl Shared {
         pace: Option<Pace>,
         over: mpsc::UnboundedSender<Vec<Arc<File>>>,
     ) -> Self {
+        let started = Instant::now();
         Self {
+            adapt: options.compress.map(|highest| Arc::new(SharedAdapt::new(highest, started))),
             plan: Plan::new(options.block_size),
             rate: RateLimit::new(options.rate_limit),
             pace,
@@ -91,7 +96,7 @@ impl Shared {
             settling: AtomicU32::new(0),
             failing: Notify::new(),
             fell_back: AtomicBool::new(false),
-            started: Instant::now(),
+            started,
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             lanes: Mutex::default(),

@@ -1,6 +1,5 @@
 //! Data threads: each with its own runtime and buffer pool, each with some of the session's lanes.
 
-use crate::adapt::Adapt;
 use crate::disk::Disk;
 use crate::net::Socket;
 use crate::pipeline::{Lane, LaneError, SLOTS_BESIDE_DEPTH, receive_lane, send_lane};
@@ -11,9 +10,8 @@ use escp_buf::Pool;
 use escp_crypto::{Opener, Sealer};
 use escp_engine_api::{EngineKind, Fault, JobOptions};
 use escp_sys::process::run_on_cpus;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use tokio::sync::mpsc;
@@ -145,13 +143,12 @@ impl Thread {
     /// Runs lanes until the session lets go of this thread and the last one is over.
     async fn serve(self, mut lanes: mpsc::UnboundedReceiver<NewLane>, pool: Pool, ring: bool) {
         let mut running = JoinSet::new();
-        let adapt = self.shared.options.compress.map(|highest| Rc::new(RefCell::new(Adapt::new(highest))));
         loop {
             tokio::select! {
                 Some(lane) = lanes.recv() => {
                     self.go_near_the_card();
                     let here = Here { ring, pool: pool.clone(), alone: self.lanes_here == 1 };
-                    running.spawn_local(run_lane(lane, Arc::clone(&self.shared), here, adapt.clone()));
+                    running.spawn_local(run_lane(lane, Arc::clone(&self.shared), here));
                 }
                 Some(ended) = running.join_next() => {
                     let result = ended.unwrap_or_else(|panic| {
@@ -187,12 +184,7 @@ struct Here {
     alone: bool,
 }
 
-async fn run_lane(
-    lane: NewLane,
-    shared: Arc<Shared>,
-    here: Here,
-    adapt: Option<Rc<RefCell<Adapt>>>,
-) -> Result<(), LaneError> {
+async fn run_lane(lane: NewLane, shared: Arc<Shared>, here: Here) -> Result<(), LaneError> {
     let NewLane { socket, state, key } = lane;
     let Here { ring, pool, alone } = here;
     let socket =
@@ -201,17 +193,8 @@ async fn run_lane(
         Disk::Uring if !ring => Disk::Posix,
         disk => disk,
     };
-    let lane = Lane {
-        disk,
-        shared,
-        state,
-        socket,
-        pool,
-        alone,
-        plain: Cell::default(),
-        adapt,
-        blocks: Cell::default(),
-    };
+    let lane =
+        Lane { disk, shared, state, socket, pool, alone, plain: Cell::default(), blocks: Cell::default() };
     match key {
         LaneKey::Seal(sealer) => send_lane(lane, sealer).await,
         LaneKey::Open(opener) => receive_lane(lane, opener).await,

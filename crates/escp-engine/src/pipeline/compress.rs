@@ -1,10 +1,8 @@
 //! Compressing records, where it pays.
 
-use crate::adapt::{Adapt, Rung, Sent};
+use crate::adapt::LaneAdapt;
 use crate::net::Socket;
-use std::cell::RefCell;
 use std::io;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 use zstd::bulk::Compressor;
 
@@ -23,21 +21,18 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The compressing of one lane.
 pub(crate) struct Compression {
-    /// Shared by the lanes of a thread.
-    adapt: Rc<RefCell<Adapt>>,
+    adapt: LaneAdapt,
     compressor: Compressor<'static>,
     level: i32,
     sampler: Compressor<'static>,
     scratch: Vec<u8>,
     /// Records in a row that did not shrink.
     failed: u32,
-    /// How the record on its way was made.
-    rung: Rung,
     watched: Option<(Instant, Duration)>,
 }
 
 impl Compression {
-    pub(crate) fn new(adapt: Rc<RefCell<Adapt>>) -> io::Result<Self> {
+    pub(crate) fn new(adapt: LaneAdapt) -> io::Result<Self> {
         Ok(Self {
             adapt,
             compressor: Compressor::new(SAMPLE_LEVEL)?,
@@ -45,7 +40,6 @@ impl Compression {
             sampler: Compressor::new(SAMPLE_LEVEL)?,
             scratch: vec![0; most(SAMPLE)],
             failed: 0,
-            rung: 0,
             watched: None,
         })
     }
@@ -53,11 +47,7 @@ impl Compression {
     /// Compresses `plain` into `into` if the network waits for less, and if it shrinks. Returns its length
     /// then.
     pub(crate) fn compress(&mut self, plain: &[u8], into: &mut [u8]) -> Option<usize> {
-        let level = {
-            let adapt = self.adapt.borrow();
-            self.rung = adapt.rung();
-            adapt.level(self.rung)?
-        };
+        let level = self.adapt.level()?;
         if self.failed > 0 && !self.failed.is_multiple_of(WHOLE_EVERY) && !self.sample_shrinks(plain) {
             self.failed = self.failed.wrapping_add(1);
             return None;
@@ -84,18 +74,17 @@ impl Compression {
     /// The record made last went out with `wire` bytes for `plain`, after waiting for the session's rate.
     pub(crate) fn sent(&mut self, plain: usize, wire: usize, waited: Duration, socket: &Socket) {
         let now = Instant::now();
-        let mut adapt = self.adapt.borrow_mut();
         if self.watched.is_none_or(|(at, _)| now.saturating_duration_since(at) >= WATCH)
             && let Ok(busy) = socket.sending_time()
         {
             if let Some((at, before)) = self.watched {
-                adapt.watched(busy.saturating_sub(before), now.saturating_duration_since(at));
+                self.adapt.watched(busy.saturating_sub(before), now.saturating_duration_since(at));
             }
             self.watched = Some((now, busy));
         }
         // A session's own rate is a network that is busy.
-        adapt.watched(waited, waited);
-        adapt.sent(Sent { rung: self.rung, plain, wire }, now);
+        self.adapt.watched(waited, waited);
+        self.adapt.sent(plain, wire, now);
     }
 
     /// The lane had nothing to send for so long.
@@ -103,7 +92,7 @@ impl Compression {
         // A short pause is how fast the files come; a long one says nothing about any choice.
         if time >= PAUSE {
             self.watched = None;
-            self.adapt.borrow_mut().start_over();
+            self.adapt.start_over(Instant::now());
         }
     }
 }

@@ -13,7 +13,6 @@ mod write;
 pub(crate) use receive::receive_lane;
 pub(crate) use send::send_lane;
 
-use crate::adapt::Adapt;
 use crate::disk::{Disk, DiskOp};
 use crate::files::File;
 use crate::net::{Socket, Wait};
@@ -24,10 +23,9 @@ use escp_engine_api::Fault;
 use escp_proto::ProtocolError;
 use escp_proto::block::HEADER_LEN;
 use escp_proto::record::IV_LEN;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -55,8 +53,6 @@ pub(crate) struct Lane {
     pub(crate) alone: bool,
     /// The last record's data was read or written by plain calls: files in memory, small ones, no files at all.
     pub(crate) plain: Cell<bool>,
-    /// Sender, where compression is wanted: which level, for all lanes of this thread.
-    pub(crate) adapt: Option<Rc<RefCell<Adapt>>>,
     /// Blocks of files that went through this lane; small files that share a record do not count.
     pub(crate) blocks: Cell<u64>,
 }

@@ -60,9 +60,10 @@ struct Sending {
 /// Sends what the plan has until it is over, then closes the lane.
 pub(crate) async fn send_lane(lane: Lane, sealer: Sealer) -> Result<(), LaneError> {
     let compression = lane
+        .shared
         .adapt
-        .clone()
-        .map(Compression::new)
+        .as_ref()
+        .map(|adapt| Compression::new(adapt.join()))
         .transpose()
         .map_err(|e| LaneError { fault: escp_engine_api::Fault::Local, text: format!("zstd: {e}") })?;
     let mut sending = Sending { lane, sealer, window: VecDeque::new(), compression };
