@@ -1,7 +1,7 @@
 //! Targets for the decoders and state machines of escp-proto.
 
 use escp_proto::agent::{AgentMessage, MAX_MESSAGE};
-use escp_proto::block::{self, BlockHeader};
+use escp_proto::block::{self, BlockHeader, Expander};
 use escp_proto::control::dialogue::{Dialogue, Input};
 use escp_proto::control::{ControlMessage, FrameReader, Hello, MAX_FRAME};
 use escp_proto::conversation::{Conversation, MAX_OUTSTANDING};
@@ -15,8 +15,9 @@ use escp_proto::{ProtocolError, Side};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this module.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("record", record),
+    ("block", block),
     ("message", message),
     ("agent_message", agent_message),
     ("conversation", conversation),
@@ -38,16 +39,51 @@ pub fn record(bytes: &[u8]) {
     let Ok(header) = BlockHeader::decode(payload, data.len(), BLOCK) else { return };
     assert_eq!(header.encode(), payload[..block::HEADER_LEN]);
     assert!(header.plain_len <= BLOCK && data.len() <= header.plain_len as usize);
-    if header.flags == block::PACKED
-        && let Ok(files) = block::unpack(header.file, data)
-    {
-        assert_eq!(files.len() as u64, header.file);
-        let mut due = files.len() * block::HEADER_LEN;
-        for file in files {
-            assert_eq!(file.start, due, "files of a packed record lie one behind the other");
-            due += file.length;
+    if header.flags == block::PACKED {
+        unpack(&header, data);
+    }
+}
+
+fn unpack(header: &BlockHeader, plain: &[u8]) {
+    let Ok(files) = block::unpack(header.file, plain) else { return };
+    assert_eq!(files.len() as u64, header.file);
+    let mut due = files.len() * block::HEADER_LEN;
+    for file in files {
+        assert_eq!(file.start, due, "files of a packed record lie one behind the other");
+        due += file.length;
+    }
+    assert_eq!(due, plain.len());
+}
+
+/// The payload of a file record as a receiver takes it apart: header, expansion into a slot, small files.
+pub fn block(payload: &[u8]) {
+    // Small, so that much is tried in little time.
+    const SLOT: u32 = 1 << 14;
+    const UNTOUCHED: u8 = 0xa5;
+    let data = payload.get(block::HEADER_LEN..).unwrap_or_default();
+    let Ok(header) = BlockHeader::decode(payload, data.len(), SLOT) else { return };
+    let mut slot = vec![UNTOUCHED; SLOT as usize];
+    let plain = if header.flags & block::ZSTD == 0 {
+        data
+    } else {
+        let Ok(mut expander) = Expander::new() else { return };
+        let expanded = expander.expand(&header, data, &mut slot);
+        let (plain, beyond) = slot.split_at(header.plain_len as usize);
+        assert!(
+            beyond.iter().all(|&byte| byte == UNTOUCHED),
+            "nothing is written beyond the declared length"
+        );
+        assert!(expander.expand(&header, data, &mut vec![0; plain.len() - 1]).is_err());
+        if expanded.is_err() {
+            return;
         }
-        assert_eq!(due, data.len());
+        let mut again = vec![0; plain.len()];
+        assert_eq!(expander.expand(&header, data, &mut again), Ok(()));
+        assert!(again == plain, "every byte that is declared is written");
+        plain
+    };
+    if header.flags & block::PACKED != 0 {
+        unpack(&header, plain);
     }
 }
 

@@ -133,6 +133,51 @@ impl BlockHeader {
     }
 }
 
+/// Expands the data of [`ZSTD`] blocks.
+pub struct Expander(zstd::bulk::Decompressor<'static>);
+
+impl Expander {
+    /// An expander for any number of blocks.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new() -> std::io::Result<Self> {
+        zstd::bulk::Decompressor::new().map(Self)
+    }
+
+    /// Expands a block's `data` into the first bytes of `into`, exactly as many as its header declares, and writes
+    /// nothing beyond them.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] when the data expands to more or less, or is no zstd, or when `into` is too short. What is in
+    /// `into` then is not data.
+    pub fn expand(
+        &mut self,
+        header: &BlockHeader,
+        data: &[u8],
+        into: &mut [u8],
+    ) -> Result<(), ProtocolError> {
+        let (room, declared) = (into.len(), header.plain_len as usize);
+        let into = into.get_mut(..declared).ok_or(ProtocolError::TooLarge {
+            what: "expanded block",
+            got: declared as u64,
+            limit: room as u64,
+        })?;
+        match self.0.decompress_to_buffer(data, into) {
+            Ok(length) if length == declared => Ok(()),
+            Ok(length) => Err(ProtocolError::Length { what: "expanded block", got: length, need: declared }),
+            // zstd has one word for what is malformed and another for what does not fit; both are the peer's doing.
+            Err(_) => Err(ProtocolError::Malformed("compressed block")),
+        }
+    }
+}
+
+impl std::fmt::Debug for Expander {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Expander")
+    }
+}
+
 /// One file of a packed record, checked: its data lies in the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedFile {

@@ -22,6 +22,7 @@ fn directory(target: &str) -> PathBuf {
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     match target {
         "record" => samples::records(),
+        "block" => samples::blocks(),
         "message" => samples::messages(),
         "agent_message" => samples::agent_messages(),
         "conversation" => samples::conversations(),

@@ -9,7 +9,7 @@ use crate::net::{Received, Wait};
 use escp_buf::Buf;
 use escp_crypto::Opener;
 use escp_engine_api::{FileError, Stage};
-use escp_proto::block::{BlockHeader, HEADER_LEN, HOLE, PACKED, ZSTD, unpack};
+use escp_proto::block::{BlockHeader, Expander, HEADER_LEN, HOLE, PACKED, ZSTD, unpack};
 use escp_proto::message::Message;
 use escp_proto::record::{IV_LEN, Iv, Kind, TAG_LEN};
 use escp_proto::stream::{Inbound, PeerRole, Received as Came, State};
@@ -21,12 +21,12 @@ struct Receiving {
     opener: Opener,
     inbound: Inbound,
     writes: Writes,
-    expander: zstd::bulk::Decompressor<'static>,
+    expander: Expander,
 }
 
 /// Receives until the peer closes the lane, and waits for the last write.
 pub(crate) async fn receive_lane(lane: Lane, opener: Opener) -> Result<(), LaneError> {
-    let expander = zstd::bulk::Decompressor::new()
+    let expander = Expander::new()
         .map_err(|e| LaneError { fault: escp_engine_api::Fault::Local, text: format!("zstd: {e}") })?;
     let writes = Writes::new(usize::from(lane.shared.options.depth));
     let inbound = Inbound::new(lane.state.stream, PeerRole::Sender);
@@ -153,15 +153,8 @@ impl Receiving {
                 text: "the buffer pool is used up".into(),
             });
         };
-        let declared = header.plain_len as usize;
-        let into = &mut plain.bytes_mut()[BODY..BODY + declared];
-        let expanded = self.expander.decompress_to_buffer(&buf.bytes()[BODY..BODY + data_len], into);
-        match expanded {
-            Ok(length) if length == declared => Ok(plain),
-            _ => Err(LaneError::integrity(format!(
-                "the peer broke the protocol: a compressed block does not expand to the {declared} bytes it declares"
-            ))),
-        }
+        self.expander.expand(header, &buf.bytes()[BODY..BODY + data_len], &mut plain.bytes_mut()[BODY..])?;
+        Ok(plain)
     }
 
     /// Looks a file up and makes sure a range lies inside it. `None`: it failed here before.

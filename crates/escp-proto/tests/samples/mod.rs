@@ -42,6 +42,24 @@ pub(crate) fn records() -> Vec<Named> {
     ]
 }
 
+/// Header and data of file records whose data can be expanded, and of some that declare another length.
+pub(crate) fn blocks() -> Vec<Named> {
+    let text = b"compressed and expanded again; ".repeat(40);
+    let small = |file, plain_len| BlockHeader { file, offset: 0, plain_len, flags: 0, check: 1 }.encode();
+    let files = [&small(8, 600)[..], &small(9, 640), &text].concat();
+    let payload = |file, flags, plain: &[u8], declared: usize| {
+        let plain_len = u32::try_from(declared).unwrap();
+        let header = BlockHeader { file, offset: 0, plain_len, flags: flags | block::ZSTD, check: 0 };
+        [&header.encode()[..], &zstd::bulk::compress(plain, 1).unwrap()].concat()
+    };
+    vec![
+        named("zstd", payload(7, 0, &text, text.len())),
+        named("zstd-less", payload(7, 0, &text, text.len() + 1)),
+        named("zstd-more", payload(7, 0, &text, text.len() - 1)),
+        named("zstd-packed", payload(2, block::PACKED, &files, files.len())),
+    ]
+}
+
 /// Payloads of metadata records.
 pub(crate) fn messages() -> Vec<Named> {
     let engine = |message| Message::Engine(message).encode().unwrap();
