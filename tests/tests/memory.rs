@@ -1,13 +1,16 @@
 //! Memory is the same, however many files there are.
 
 use escp_testkit::mount::{Kind, Mount};
-use escp_testkit::{Checked, Host, World, compare, ensure, need_root, processes, tree};
+use escp_testkit::{Checked, Host, Trouble, World, compare, ensure, need_root, processes, tree};
 use escp_tests::{Way, settle};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Peak resident memory in KiB of every process of a transfer, by its part in it.
 type Peaks = BTreeMap<&'static str, u64>;
+
+/// Most that any process of a transfer of small files may take.
+const LIMIT_KIB: u64 = 256 << 10;
 
 fn peaks_of(world: &World, way: Way, source: &str, target: &str) -> Checked<Peaks> {
     let patience = Duration::from_secs(200);
@@ -49,38 +52,61 @@ fn peaks_of(world: &World, way: Way, source: &str, target: &str) -> Checked<Peak
     Ok(peaks)
 }
 
-/// Moves the same tree three times, compares it, and takes the middle peak of each process: how full windows and
-/// queues get differs a little from run to run.
-fn middle_peaks(world: &World, tree: &str) -> Checked<Peaks> {
-    let mut seen: BTreeMap<&'static str, Vec<u64>> = BTreeMap::new();
-    for run in 0..3 {
-        let target = format!("{tree}-{run}");
-        for (part, peak) in peaks_of(world, Way::Up, tree, &target)? {
+/// Peaks of several transfers, in the order in which they ran.
+type Courses = BTreeMap<&'static str, Vec<u64>>;
+
+/// Moves the same tree several times, and compares what came of it the last time.
+fn courses_of(world: &World, way: Way, tree: &str, runs: usize) -> Checked<Courses> {
+    let mut seen = Courses::new();
+    for left in (0..runs).rev() {
+        let target = format!("{tree}-copy");
+        for (part, peak) in peaks_of(world, way, tree, &target)? {
             seen.entry(part).or_default().push(peak);
         }
-        compare::same(&world.near.join(tree), &world.far.join(&target))?;
+        if left == 0 {
+            compare::same(&way.source(world).join(tree), &way.target(world).join(&target))?;
+        }
+        std::fs::remove_dir_all(way.target(world).join(&target))?;
     }
+    Ok(seen)
+}
+
+/// The middle peak of three transfers: how full windows and queues get differs a little from run to run.
+fn middle_peaks(world: &World, way: Way, tree: &str) -> Checked<Peaks> {
     let middle = |mut peaks: Vec<u64>| {
         peaks.sort_unstable();
         peaks[peaks.len() / 2]
     };
-    Ok(seen.into_iter().map(|(part, peaks)| (part, middle(peaks))).collect())
+    Ok(courses_of(world, way, tree, 3)?.into_iter().map(|(part, peaks)| (part, middle(peaks))).collect())
+}
+
+/// Two hosts with room in memory, so that the disk's pace does not decide how long this takes, and a tree of `few`
+/// files and one of ten times as many on the sender's.
+struct Scene {
+    _near: Mount,
+    _far: Mount,
+    world: World,
+}
+
+fn scene(few: u64, host: Host, way: Way) -> Checked<Scene> {
+    let world = World::start(host, host)?;
+    let near = Mount::new(Kind::Tmpfs, &world.near.join("fs"), 1500, &world.users.near, "")?;
+    let far = Mount::new(Kind::Tmpfs, &world.far.join("fs"), 1500, &world.users.far, "")?;
+    for (name, count) in [("some", few), ("many", 10 * few)] {
+        tree::many(&way.source(&world).join("fs").join(name), count, 50)?;
+    }
+    settle(&world)?;
+    Ok(Scene { _near: near, _far: far, world })
 }
 
 #[test]
 fn heavy_ten_times_the_files_take_no_more_memory() -> Checked {
     need_root!();
-    let world = World::start(Host::Daemon, Host::Daemon)?;
-    // In memory, so that the disk's pace does not decide how long this takes.
-    let _near = Mount::new(Kind::Tmpfs, &world.near.join("fs"), 1000, &world.users.near, "")?;
-    let _far = Mount::new(Kind::Tmpfs, &world.far.join("fs"), 3000, &world.users.far, "")?;
-    for (name, count) in [("some", 10_000), ("many", 100_000)] {
-        tree::many(&world.near.join("fs").join(name), count, 50)?;
-    }
-    settle(&world)?;
+    let way = Way::Up;
+    let Scene { world, .. } = &scene(10_000, Host::Daemon, way)?;
     // What is mapped once, whatever comes, is mapped after this.
-    peaks_of(&world, Way::Up, "fs/some", "fs/first")?;
-    let (some, many) = (middle_peaks(&world, "fs/some")?, middle_peaks(&world, "fs/many")?);
+    peaks_of(world, way, "fs/some", "fs/first")?;
+    let (some, many) = (middle_peaks(world, way, "fs/some")?, middle_peaks(world, way, "fs/many")?);
     ensure!(some.len() == 6 && many.len() == 6, "not every process was seen: {some:?} {many:?}");
     let told = format!("KiB with 10,000 files: {some:#?}; with 100,000: {many:#?}");
     for (part, peak) in &some {
@@ -91,4 +117,41 @@ fn heavy_ten_times_the_files_take_no_more_memory() -> Checked {
         );
     }
     Ok(())
+}
+
+/// Insists that no process of a transfer needs more for ten times `few` files, and none more than its limit. `few` fill
+/// windows and queues in the fullest of five runs at least; what grows with the files shows in each run of many.
+fn grows_with_nothing(few: u64, host: Host, way: Way) -> Checked {
+    need_root!();
+    let Scene { world, .. } = &scene(few, host, way)?;
+    let (some, many) = (courses_of(world, way, "fs/some", 5)?, courses_of(world, way, "fs/many", 2)?);
+    // The CLI and the far agent, and a broker and a worker of each daemon.
+    let parts = if host == Host::Daemon { 6 } else { 2 };
+    let told = format!("{host:?} {way:?}, KiB with {few} files: {some:?}; with ten times as many: {many:?}");
+    ensure!(some.len() == parts && many.len() == parts, "not every process was seen: {told}");
+    for (part, peaks) in &many {
+        let (lowest, highest) = (peaks.iter().min().copied(), peaks.iter().max().copied());
+        let before = some.get(part).and_then(|peaks| peaks.iter().max().copied());
+        let (Some(before), Some(lowest), Some(highest)) = (before, lowest, highest) else {
+            return Err(Trouble::new(format!("{part} was not seen: {told}")));
+        };
+        ensure!(lowest * 10 <= before * 11, "{part} went from {before} to {lowest} KiB; {told}");
+        ensure!(highest <= LIMIT_KIB, "{part} took {highest} KiB; {told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn heavy_downloads_of_many_files_take_no_more_memory() -> Checked {
+    grows_with_nothing(3000, Host::Daemon, Way::Down)
+}
+
+#[test]
+fn heavy_uploads_without_daemons_take_no_more_memory_for_many_files() -> Checked {
+    grows_with_nothing(3000, Host::Embedded, Way::Up)
+}
+
+#[test]
+fn heavy_downloads_without_daemons_take_no_more_memory_for_many_files() -> Checked {
+    grows_with_nothing(3000, Host::Embedded, Way::Down)
 }
