@@ -3,7 +3,7 @@
 use escp_agent::link::SessionError;
 use escp_agent::status;
 use escp_config::Config;
-use escp_engine::{Host, LaneSource};
+use escp_engine::Host;
 use escp_engine_api::EngineHandle;
 use escp_ipc::ConnectError;
 use std::ffi::OsString;
@@ -52,14 +52,7 @@ fn embedded() -> EngineHandle {
     if let Err(error) = escp_sys::process::raise_locked_memory_limit() {
         tracing::debug!("the limit of locked memory stays as it is: {error}");
     }
-    escp_engine::spawn(Host {
-        lanes: LaneSource::Own,
-        counters: None,
-        daemon: false,
-        memory: None,
-        pace: None,
-        placed: None,
-    })
+    escp_engine::spawn(Host::embedded())
 }
 
 #[cfg(test)]

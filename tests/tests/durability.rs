@@ -1,8 +1,8 @@
 //! What makes a file durable, and when: seen at the system calls of the receiving side, on a real disk.
 
 use escp_testkit::mount::{Kind, Mount};
-use escp_testkit::run::{Outcome, program};
-use escp_testkit::{Checked, Host, Trouble, World, compare, ensure, need_root, skip, tree};
+use escp_testkit::run::Outcome;
+use escp_testkit::{Checked, Host, Trouble, World, compare, ensure, need_program, need_root, tree};
 use escp_tests::calls::{Call, Calls, Strace, Waiting};
 use escp_tests::{Way, parts, settle};
 use std::collections::BTreeSet;
@@ -132,9 +132,7 @@ fn durable_in_order(copied: &Copied) -> Checked {
 
 fn durable(way: Way, host: Host) -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     let scene = Scene::new(way, host)?;
     let copied = scene.copy(&[], &[])?;
     let told = copied.outcome.told();
@@ -167,9 +165,7 @@ fn files_and_names_are_durable_before_success_between_daemons() -> Checked {
 #[test]
 fn without_fsync_nothing_is_made_durable() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     for (way, host) in [(Way::Up, Host::Embedded), (Way::Down, Host::Daemon)] {
         let scene = Scene::new(way, host)?;
         let copied = scene.copy(&["--no-fsync"], &[])?;
@@ -188,9 +184,7 @@ fn without_fsync_nothing_is_made_durable() -> Checked {
 #[test]
 fn a_target_that_is_made_is_durable_unless_that_is_off() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     let sources = ["tree/d0/small0", "tree/d1/small1"];
     for flags in [&[][..], &["--no-fsync"]] {
         let scene = Scene::new(Way::Up, Host::Embedded)?;
@@ -220,9 +214,7 @@ fn a_target_that_is_made_is_durable_unless_that_is_off() -> Checked {
 #[test]
 fn an_error_of_any_of_these_calls_fails_what_it_was_for() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     let numbers = format!("{BIG} bytes: No space left on device ({BIG} bytes needed, ");
     for (host, call, error, words, small_arrive) in [
         (Host::Embedded, "fsync,syncfs", "EIO", "its name may not outlive a crash", false),

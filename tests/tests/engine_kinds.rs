@@ -3,9 +3,9 @@
 
 use escp_testkit::mount::{Kind, Mount};
 use escp_testkit::proxy::Action;
-use escp_testkit::run::{Outcome, program, wait_until};
+use escp_testkit::run::{Outcome, wait_until};
 use escp_testkit::users::User;
-use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_root, processes, skip, tree};
+use escp_testkit::{Checked, Host, Plan, World, compare, ensure, need_program, need_root, processes, tree};
 use escp_tests::calls::{Strace, Waiting};
 use escp_tests::parts::{self, Part};
 use escp_tests::{Way, settle};
@@ -90,9 +90,7 @@ fn bytes_of_plain_calls(lines: &[String]) -> u64 {
 #[test]
 fn file_data_goes_through_the_ring_and_to_disks_directly() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     for way in Way::BOTH {
         let disks = disks(Plan::default(), way, SIZE)?;
         let traces = Traces::new(&disks.world)?;
@@ -113,9 +111,7 @@ fn file_data_goes_through_the_ring_and_to_disks_directly() -> Checked {
 #[test]
 fn posix_makes_no_call_of_io_uring() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     let disks = disks(Plan::default(), Way::Up, SIZE)?;
     let traces = Traces::new(&disks.world)?;
     traces.run(&disks.world, Way::Up, &[], &["--ioengine", "posix"])?;
@@ -131,9 +127,7 @@ fn posix_makes_no_call_of_io_uring() -> Checked {
 #[test]
 fn where_io_uring_is_refused_plain_calls_are_chosen_and_said() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     for (error, words) in [("ENOSYS", "Function not implemented"), ("EPERM", "Operation not permitted")] {
         let disks = disks(Plan::default(), Way::Up, SIZE)?;
         let traces = Traces::new(&disks.world)?;
@@ -301,9 +295,7 @@ fn registrations(way: Way, block: &str, size: u64) -> Checked<Vec<String>> {
 #[test]
 fn heavy_buffers_are_registered_where_the_limit_allows_it() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     for way in Way::BOTH {
         let answers = registrations(way, "256K", 80 * 256 * 1024)?;
         ensure!(answers.len() == 2 && answers.iter().all(|answer| answer == "0"), "{way:?}: {answers:?}");
@@ -314,9 +306,7 @@ fn heavy_buffers_are_registered_where_the_limit_allows_it() -> Checked {
 #[test]
 fn buffers_that_may_not_be_registered_serve_as_they_are() -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     for way in Way::BOTH {
         // Any two blocks are more than 8 MiB.
         let answers = registrations(way, "4M", 70 * 4 * tree::MIB)?;

@@ -4,8 +4,10 @@
 use escp_testkit::clock::Stopwatch;
 use escp_testkit::mount::{Kind, Mount};
 use escp_testkit::proxy::Action;
-use escp_testkit::run::{Outcome, PATIENCE, Running, program, send_signal, wait_until};
-use escp_testkit::{Checked, Host, Plan, Trouble, World, compare, ensure, need_root, processes, skip, tree};
+use escp_testkit::run::{Outcome, PATIENCE, Running, send_signal, wait_until};
+use escp_testkit::{
+    Checked, Host, Plan, Trouble, World, compare, ensure, need_program, need_root, processes, tree,
+};
 use escp_tests::calls::{Strace, Waiting};
 use escp_tests::parts::{self, Part};
 use escp_tests::{Way, settle};
@@ -209,9 +211,7 @@ fn within(since: Stopwatch, most: Duration, outcome: &Outcome) -> Checked {
 /// Kills one part of a session in a stage and insists on what the others do.
 fn kill(stage: Stage, host: Host, way: Way, part: Part) -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     let told = |trouble| Trouble::new(format!("{part:?} of {host:?} {way:?} while {stage:?}: {trouble:?}"));
     let mut scene = Scene::new(stage, host, way)?;
     let session = scene.reach()?;
@@ -279,9 +279,7 @@ fn killed_while_agreeing() -> Checked {
 /// Tells a session in a stage to stop, and insists on a quick end.
 fn signals(stage: Stage, host: Host, way: Way) -> Checked {
     need_root!();
-    if program("strace").is_err() {
-        skip!("strace is not installed");
-    }
+    need_program!("strace");
     for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let told =
             |trouble| Trouble::new(format!("{signal:?} of {host:?} {way:?} while {stage:?}: {trouble:?}"));

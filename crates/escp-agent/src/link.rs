@@ -46,6 +46,22 @@ pub struct TransferOptions {
     pub block_size: u32,
 }
 
+impl Default for TransferOptions {
+    /// Files without their directories, durable and checked, in blocks of 2 MiB.
+    fn default() -> Self {
+        Self {
+            recursive: false,
+            preserve: false,
+            inplace: false,
+            durable: true,
+            direct: true,
+            checksum: true,
+            dummy: false,
+            block_size: 2 << 20,
+        }
+    }
+}
+
 /// Why a session could not be carried to its agreed end. Failures of single files are in the
 /// [`crate::tally::Tally`] instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

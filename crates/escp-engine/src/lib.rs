@@ -58,6 +58,14 @@ pub struct Host {
     pub placed: Option<oneshot::Sender<Placement>>,
 }
 
+impl Host {
+    /// The agent's own process: the engine listens for itself and shares nothing.
+    #[must_use]
+    pub fn embedded() -> Self {
+        Self { lanes: LaneSource::Own, counters: None, daemon: false, memory: None, pace: None, placed: None }
+    }
+}
+
 /// How lanes that the peer dialled reach an engine.
 #[derive(Debug)]
 pub enum LaneSource {

@@ -72,6 +72,16 @@ macro_rules! need_root {
     };
 }
 
+/// Skips a test visibly where a program is not installed.
+#[macro_export]
+macro_rules! need_program {
+    ($name:literal) => {
+        if $crate::run::program($name).is_err() {
+            $crate::skip!("{} is not installed", $name);
+        }
+    };
+}
+
 /// Skips a test visibly where there can be no [`wan::Wan`].
 #[macro_export]
 macro_rules! need_wan {

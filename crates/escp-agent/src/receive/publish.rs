@@ -229,17 +229,6 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    const OPTIONS: TransferOptions = TransferOptions {
-        recursive: true,
-        preserve: false,
-        inplace: false,
-        durable: true,
-        direct: false,
-        checksum: true,
-        dummy: false,
-        block_size: 1 << 20,
-    };
-
     fn open(path: &Path) -> Arc<Directory> {
         let path = path.as_os_str().as_bytes();
         Directory::open_named(path, PathNode::root(path.to_vec())).unwrap()
@@ -255,7 +244,9 @@ mod tests {
             sparse: false,
             user_named: false,
         };
-        let made = make(wanted, &OPTIONS, space, &Memory::default(), &mut Batch::default()).unwrap();
+        let made =
+            make(wanted, &TransferOptions::default(), space, &Memory::default(), &mut Batch::default())
+                .unwrap();
         let time = Timestamp { seconds: 0, nanoseconds: 0 };
         let attributes = Attributes { mode: 0o644, mtime: time, atime: time };
         Complete { number, made, attributes, check: FileCheck::Crc64(0) }
@@ -273,7 +264,7 @@ mod tests {
         let late = Directory::promised(PathNode::child(&top.node, b"sub"));
         files[1].made.parent = Arc::clone(&late);
         let told = std::thread::scope(|scope| {
-            let publishing = scope.spawn(|| publish(files, &OPTIONS, 0, &space, &pulse));
+            let publishing = scope.spawn(|| publish(files, &TransferOptions::default(), 0, &space, &pulse));
             while !root.path().join("one").exists() {
                 std::thread::sleep(Duration::from_millis(1));
             }

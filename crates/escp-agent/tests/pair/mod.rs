@@ -327,16 +327,7 @@ pub(crate) use escp_agent::link::TransferOptions as Options;
 
 /// Usual options: a recursive, durable copy.
 pub(crate) fn options() -> TransferOptions {
-    TransferOptions {
-        recursive: true,
-        preserve: false,
-        inplace: false,
-        durable: true,
-        direct: true,
-        checksum: true,
-        dummy: false,
-        block_size: 1 << 20,
-    }
+    TransferOptions { recursive: true, block_size: 1 << 20, ..TransferOptions::default() }
 }
 
 /// How a whole conversation went.

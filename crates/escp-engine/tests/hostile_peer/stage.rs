@@ -1,7 +1,7 @@
 //! The hostile sender's lanes, and the engine that it meets.
 
 use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext};
-use escp_engine::{Host, LaneSource, spawn};
+use escp_engine::{Host, spawn};
 use escp_engine_api::{
     Command, Direction, EngineHandle, Event, Failure, Fault, FileSpec, JobOptions, Listen, Secret, SessionId,
     Side,
@@ -98,14 +98,7 @@ pub(crate) async fn next(engine: &mut EngineHandle) -> Option<Event> {
 }
 
 pub(crate) async fn stage() -> Stage {
-    let mut engine = spawn(Host {
-        lanes: LaneSource::Own,
-        counters: None,
-        daemon: false,
-        memory: None,
-        pace: None,
-        placed: None,
-    });
+    let mut engine = spawn(Host::embedded());
     let options = JobOptions {
         listen: Some(Listen { first_port: 0, last_port: 0 }),
         streams: 1,

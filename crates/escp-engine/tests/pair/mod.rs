@@ -1,6 +1,6 @@
 //! Two engines over loopback, and how their agents would talk to them.
 
-use escp_engine::{Host, LaneSource, spawn};
+use escp_engine::{Host, spawn};
 use escp_engine_api::{
     Command, Direction, EngineHandle, EngineKind, Event, Extent, ExtentKind, FileSpec, JobOptions, Lane,
     Listen, Secret, SessionId, Side,
@@ -23,10 +23,6 @@ pub(crate) fn options(side: Side, direction: Direction, kind: EngineKind) -> Job
     }
 }
 
-fn host() -> Host {
-    Host { lanes: LaneSource::Own, counters: None, daemon: false, memory: None, pace: None, placed: None }
-}
-
 pub(crate) async fn next(engine: &mut EngineHandle) -> Event {
     tokio::time::timeout(Duration::from_secs(60), engine.events.recv())
         .await
@@ -36,7 +32,7 @@ pub(crate) async fn next(engine: &mut EngineHandle) -> Event {
 
 /// Opens both engines and connects them; `sender` is the near one.
 pub(crate) async fn connect(near: JobOptions, far: JobOptions) -> (EngineHandle, EngineHandle) {
-    let (mut near_engine, mut far_engine) = (spawn(host()), spawn(host()));
+    let (mut near_engine, mut far_engine) = (spawn(Host::embedded()), spawn(Host::embedded()));
     let streams = near.streams;
     far_engine.commands.send(Command::Open(Box::new(far))).await.unwrap();
     let Event::Opened(opened) = next(&mut far_engine).await else { panic!("not opened") };
