@@ -74,7 +74,7 @@ async fn through(
     let greeted = log_in(plan, child, stop).await?;
     tracing::info!("{}: logged in, escp answers", plan.job.host);
     let engine = async || engines::open(socket).await;
-    near::run(greeted, engine, plan.job.clone(), stop.hang_up(), Arc::<Screen>::clone(screen)).await
+    near::run(greeted, engine, stop.hang_up(), Arc::<Screen>::clone(screen)).await
 }
 
 async fn log_in(
@@ -88,7 +88,7 @@ async fn log_in(
     };
     let greeted = tokio::select! {
         error = stop.signalled() => return Err(error),
-        greeted = near::greet(stdout, stdin, plan.login_deadline) => greeted,
+        greeted = near::greet((stdout, stdin), plan.job.clone(), plan.login_deadline) => greeted,
     };
     let error = match greeted {
         Ok(greeted) => return Ok(greeted),

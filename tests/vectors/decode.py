@@ -321,12 +321,13 @@ AGENT_MESSAGE = enum(
     "NoMore",
     ("Sources", sequence(P.bytes)),
 )
+STREAMS = struct_of(count=P.unsigned, depth=P.unsigned)
 JOB = struct_of(
     far_sends=P.boolean,
     engine=P.text,
-    streams=P.unsigned,
+    streams=STREAMS,
+    streams_on_one_machine=STREAMS,
     block_size=P.unsigned,
-    depth=P.unsigned,
     compress=option(P.signed),
     checksum=P.boolean,
     durable=P.boolean,

@@ -3,7 +3,7 @@
 use crate::link::{HangUp, SessionError};
 use crate::status;
 use escp_proto::control::dialogue::{Dialogue, Input};
-use escp_proto::control::{ControlFailure, ControlMessage, FrameReader, Hello};
+use escp_proto::control::{ControlFailure, ControlMessage, FrameReader, Hello, Job};
 use escp_proto::{ProtocolError, Side};
 use std::io;
 use std::time::Duration;
@@ -108,6 +108,15 @@ impl<R: AsyncRead + Unpin> ControlReader<R> {
         Ok((Hello::decode_body(&body)?, Hello::frame_of(&body)?))
     }
 
+    /// Takes the next frame for one in another version's words, unread.
+    ///
+    /// # Errors
+    /// As [`ControlReader::frame`]; [`ControlError::Silent`] when it does not come within `deadline`.
+    pub async fn pass_over(&mut self, deadline: Duration) -> Result<(), ControlError> {
+        timeout(deadline, self.frame()).await.map_err(|_| ControlError::Silent(deadline))??;
+        Ok(())
+    }
+
     /// The next message, if it may come now.
     ///
     /// # Errors
@@ -147,6 +156,15 @@ impl<W: AsyncWrite + Unpin> ControlWriter<W> {
         let frame = hello.encode_frame();
         self.write(&frame).await?;
         Ok(frame)
+    }
+
+    /// Sends a hello and a job in one go.
+    ///
+    /// # Errors
+    /// As [`ControlWriter::send`].
+    pub async fn hello_and_job(&mut self, hello: &Hello, job: Job) -> Result<(), ControlError> {
+        let job = ControlMessage::Job(job).encode_frame()?;
+        self.write(&[hello.encode_frame(), job].concat()).await
     }
 
     /// Sends a message.

@@ -14,7 +14,7 @@ use escp_engine_api::{
 };
 use escp_proto::VERSION;
 use escp_proto::agent::{Accept, AgentMessage, Refusal, Request, SourceList, Transfer};
-use escp_proto::control::{ControlMessage, Hello, Job, Listening};
+use escp_proto::control::{ControlMessage, Hello, Job, Listening, Streams};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// Time for the near side's hello and for its job: both are sent at once.
+/// Time for the near side's hello, and for its job: both are sent at once.
 const GREETING_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for the near side to dial and for the engines to know each other.
 const CONNECTED_DEADLINE: Duration = Duration::from_secs(60);
@@ -98,16 +98,16 @@ where
         error = hung_up(&mut stop) => Err(error),
         greeted = greet(&mut reader, &mut writer, settings.from_here) => greeted,
     };
-    let (session, master, job) = match greeted {
+    let greeted = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
             writer.send_failure(&error).await;
             return Err(error);
         }
     };
-    verbosity(job.verbose);
+    verbosity(greeted.job.verbose);
     let mut monitor = Monitor::start(reader, PEER.into(), hang_up);
-    let moved = open_and_move(engine, (session, master), &job, settings, &mut writer, stop, observer).await;
+    let moved = open_and_move(engine, greeted, settings, &mut writer, stop, observer).await;
     match moved {
         Ok(tally) => {
             // Leaving at once would look like a lost connection to the near side.
@@ -128,12 +128,21 @@ where
     }
 }
 
+/// What the hellos and the job say.
+struct Greeted {
+    session: SessionId,
+    master: MasterSecret,
+    job: Job,
+    /// Those of the job that hold between these two ends.
+    streams: Streams,
+}
+
 /// Hellos and the job.
 async fn greet<R, W>(
     reader: &mut ControlReader<R>,
     writer: &mut ControlWriter<W>,
     from_here: bool,
-) -> Result<(SessionId, MasterSecret, Job), SessionError>
+) -> Result<Greeted, SessionError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -146,10 +155,20 @@ where
         Hello { lowest: VERSION, highest: VERSION, features: 0, session: near.session, random, machine };
     // Also to a version this one does not speak: the near side then knows what to tell its user.
     let far_frame = writer.hello(&hello).await.map_err(lost)?;
-    hello.agree(&near).map_err(|error| SessionError { status: status::CONNECT, text: error.to_string() })?;
+    let version = hello
+        .agree(&near)
+        .map_err(|error| SessionError { status: status::CONNECT, text: error.to_string() })?;
+    if version < near.highest {
+        // It said its job before it knew better, and says it again.
+        reader.pass_over(GREETING_DEADLINE).await.map_err(lost)?;
+    }
     let master = MasterSecret::from_hellos(&near_frame, &far_frame, &near.random, &hello.random);
     match reader.message_within(GREETING_DEADLINE).await.map_err(lost)? {
-        ControlMessage::Job(job) => Ok((SessionId(near.session), master, job)),
+        ControlMessage::Job(job) => {
+            let one_machine = hello.shares_machine_with(&near);
+            let streams = if one_machine { job.streams_on_one_machine } else { job.streams };
+            Ok(Greeted { session: SessionId(near.session), master, job, streams })
+        }
         ControlMessage::Failed(failure) => Err(crate::control::peer_failure(PEER, &failure)),
         other => Err(lost(crate::control::out_of_turn(&other))),
     }
@@ -158,8 +177,7 @@ where
 /// From the job to the agreed end of the transfer.
 async fn open_and_move<W, E>(
     engine: E,
-    (session, master): (SessionId, MasterSecret),
-    job: &Job,
+    greeted: Greeted,
     settings: FarSettings,
     writer: &mut ControlWriter<W>,
     mut stop: watch::Receiver<Option<HangUp>>,
@@ -169,7 +187,8 @@ where
     W: AsyncWrite + Unpin,
     E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
 {
-    let options = engine_options(session, &master, job, &settings)?;
+    let options = engine_options(&greeted, &settings)?;
+    let Greeted { job, master, .. } = greeted;
     drop(master);
     let opened = tokio::select! {
         biased;
@@ -190,7 +209,7 @@ where
         Ok(request) => request,
         Err(error) => return Err(opening.abort(error).await),
     };
-    let (mut opening, task) = accept(opening, request, job, &mut stop).await?;
+    let (mut opening, task) = accept(opening, request, &job, &mut stop).await?;
     let options = task.options;
     match task.part {
         Part::Receive(target) => {
@@ -206,12 +225,8 @@ where
     }
 }
 
-fn engine_options(
-    session: SessionId,
-    master: &MasterSecret,
-    job: &Job,
-    settings: &FarSettings,
-) -> Result<JobOptions, SessionError> {
+fn engine_options(greeted: &Greeted, settings: &FarSettings) -> Result<JobOptions, SessionError> {
+    let Greeted { session, master, job, streams } = greeted;
     let asked: EngineKind =
         job.engine.parse().map_err(|text| SessionError { status: status::CONNECT, text })?;
     let kind = match asked {
@@ -224,15 +239,15 @@ fn engine_options(
         (asked, allowed) => asked.or(allowed),
     };
     Ok(JobOptions {
-        session,
+        session: *session,
         secret: Secret(*master.expose()),
         side: Side::Far,
         direction: if job.far_sends { Direction::Send } else { Direction::Receive },
         kind,
         listen: Some(Listen { first_port, last_port }),
-        streams: job.streams,
+        streams: streams.count,
         block_size: job.block_size,
-        depth: depth_within(settings.memory, job),
+        depth: depth_within(settings.memory, *streams, job.block_size),
         compress: job.compress,
         checksum: job.checksum,
         durable: job.durable,
@@ -244,10 +259,10 @@ fn engine_options(
 
 /// Blocks in flight that keep the session inside this host's memory for one, but never below the 2 that
 /// overlap disk and network.
-fn depth_within(memory: u64, job: &Job) -> u16 {
-    let per_step = u64::from(job.streams.max(1)) * u64::from(job.block_size.max(1));
+fn depth_within(memory: u64, streams: Streams, block_size: u32) -> u16 {
+    let per_step = u64::from(streams.count.max(1)) * u64::from(block_size.max(1));
     let fits = u16::try_from(memory / per_step).unwrap_or(u16::MAX);
-    job.depth.min(fits).max(2)
+    streams.depth.min(fits).max(2)
 }
 
 fn listening(opened: &Opened, address: Option<IpAddr>) -> Listening {

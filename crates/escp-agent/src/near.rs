@@ -1,6 +1,7 @@
 //! The near end of a session: what the `escp` command does once ssh runs.
 //!
-//! [`greet`] exchanges hellos; [`run`] opens the engines on both hosts, connects them and moves the files.
+//! [`greet`] exchanges hellos and says what is wanted; [`run`] opens the engines on both hosts, connects them and moves the
+//! files.
 
 use crate::control::{
     ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up, out_of_turn, peer_failure,
@@ -17,7 +18,9 @@ use escp_engine_api::{
     Command, Direction, EngineHandle, EngineKind, JobOptions, Lane, PEER_GAVE_UP, Secret, SessionId, Side,
 };
 use escp_proto::agent::{AgentMessage, Request, Transfer};
-use escp_proto::control::{ControlMessage, Hello, Job, Listening, MAX_DEPTH, MAX_VERBOSE};
+use escp_proto::control::{
+    ControlMessage, Hello, Job, Listening, MAX_DEPTH, MAX_VERBOSE, MIN_DEPTH, Streams,
+};
 use escp_proto::{ProtocolError, VERSION};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -119,14 +122,19 @@ pub struct Greeted<R, W> {
     writer: ControlWriter<W>,
     session: SessionId,
     master: MasterSecret,
-    one_machine: bool,
+    job: NearJob,
 }
 
-/// Exchanges hellos. `deadline` includes whatever ssh asks the user.
+/// Exchanges hellos. The job leaves with the near one: a round trip earlier than if it were an answer. `deadline` includes
+/// whatever ssh asks the user.
 ///
 /// # Errors
 /// [`GreetError`].
-pub async fn greet<R, W>(reader: R, writer: W, deadline: Duration) -> Result<Greeted<R, W>, GreetError>
+pub async fn greet<R, W>(
+    (reader, writer): (R, W),
+    mut job: NearJob,
+    deadline: Duration,
+) -> Result<Greeted<R, W>, GreetError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -137,12 +145,11 @@ where
     let session = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
     let machine = establish::machine(&session);
     let hello = Hello { lowest: VERSION, highest: VERSION, features: 0, session, random, machine };
-    // A broken pipe here says less than what can be read: a banner, or nothing.
-    let near_frame = match writer.hello(&hello).await {
-        Ok(frame) => frame,
-        Err(ControlError::Io(_)) => hello.encode_frame(),
+    match writer.hello_and_job(&hello, job.control_job()).await {
+        // A broken pipe here says less than what can be read: a banner, or nothing.
+        Ok(()) | Err(ControlError::Io(_)) => {}
         Err(error) => return Err(GreetError::Broken(error)),
-    };
+    }
     let (far, far_frame) = reader.hello(deadline).await.map_err(|error| match error {
         ControlError::Closed | ControlError::Io(_) => GreetError::Closed,
         ControlError::Silent(time) => GreetError::Silent(time),
@@ -153,9 +160,12 @@ where
     if far.session != session {
         return Err(GreetError::Broken(ProtocolError::Malformed("hello: another session's id").into()));
     }
+    let near_frame = hello.encode_frame();
     let master = MasterSecret::from_hellos(&near_frame, &far_frame, &hello.random, &far.random);
-    let one_machine = hello.shares_machine_with(&far);
-    Ok(Greeted { reader, writer, session: SessionId(session), master, one_machine })
+    if hello.shares_machine_with(&far) {
+        job.share_one_machine();
+    }
+    Ok(Greeted { reader, writer, session: SessionId(session), master, job })
 }
 
 /// Carries the session from the hellos to its agreed end.
@@ -168,7 +178,6 @@ where
 pub async fn run<R, W, E>(
     greeted: Greeted<R, W>,
     engine: E,
-    mut job: NearJob,
     hang_up: watch::Sender<Option<HangUp>>,
     observer: Arc<dyn Observer>,
 ) -> Result<Tally, SessionError>
@@ -177,10 +186,7 @@ where
     W: AsyncWrite + Unpin,
     E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
 {
-    let Greeted { mut reader, mut writer, session, master, one_machine } = greeted;
-    if one_machine {
-        job.share_one_machine();
-    }
+    let Greeted { mut reader, mut writer, session, master, job } = greeted;
     let options = job.engine_options(session, &master);
     drop(master);
     let mut stop = hang_up.subscribe();
@@ -188,7 +194,7 @@ where
         biased;
         error = hung_up(&mut stop) => Err(error),
         opened = async { tokio::try_join!(
-            far_listening(&mut reader, &mut writer, &job),
+            far_listening(&mut reader, &job.host),
             establish::open(engine, options, &*observer),
         ) } => opened,
     };
@@ -250,13 +256,18 @@ async fn conclude<W: AsyncWrite + Unpin>(
 }
 
 impl NearJob {
-    /// Takes the streams that one machine serves, with as many blocks in flight as all of them would have: the disks are
-    /// no nearer to each other.
-    pub(crate) fn share_one_machine(&mut self) {
+    /// Takes the streams that one machine serves.
+    fn share_one_machine(&mut self) {
+        Streams { count: self.streams, depth: self.depth } = self.on_one_machine();
+    }
+
+    /// The streams that one machine serves, with as many blocks in flight as all of them would have: the disks are no
+    /// nearer to each other.
+    fn on_one_machine(&self) -> Streams {
         let in_flight = u32::from(self.streams) * u32::from(self.depth);
-        self.streams = self.streams_on_one_machine;
-        let depth = u16::try_from(in_flight / u32::from(self.streams.max(1)));
-        self.depth = depth.unwrap_or(MAX_DEPTH).min(MAX_DEPTH);
+        let count = self.streams_on_one_machine;
+        let depth = u16::try_from(in_flight / u32::from(count.max(1)));
+        Streams { count, depth: depth.unwrap_or(MAX_DEPTH).clamp(MIN_DEPTH, MAX_DEPTH) }
     }
 
     fn direction(&self) -> Direction {
@@ -290,9 +301,9 @@ impl NearJob {
         Job {
             far_sends: self.direction() == Direction::Receive,
             engine: self.far_kind.name().to_owned(),
-            streams: self.streams,
+            streams: Streams { count: self.streams, depth: self.depth },
+            streams_on_one_machine: self.on_one_machine(),
             block_size: self.options.block_size,
-            depth: self.depth,
             compress: self.compress,
             checksum: self.options.checksum,
             durable: self.options.durable,
@@ -323,20 +334,14 @@ impl NearJob {
     }
 }
 
-async fn far_listening<R, W>(
+async fn far_listening<R: AsyncRead + Unpin>(
     reader: &mut ControlReader<R>,
-    writer: &mut ControlWriter<W>,
-    job: &NearJob,
-) -> Result<Listening, SessionError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let lost = |error: ControlError| error.for_session(&job.host);
-    writer.send(&ControlMessage::Job(job.control_job())).await.map_err(lost)?;
+    host: &str,
+) -> Result<Listening, SessionError> {
+    let lost = |error: ControlError| error.for_session(host);
     match reader.message_within(LISTENING_DEADLINE).await.map_err(lost)? {
         ControlMessage::Listening(listening) => Ok(listening),
-        ControlMessage::Failed(failure) => Err(peer_failure(&job.host, &failure)),
+        ControlMessage::Failed(failure) => Err(peer_failure(host, &failure)),
         other => Err(lost(out_of_turn(&other))),
     }
 }

@@ -11,12 +11,15 @@ use escp_engine_api::{
     Command, EngineHandle, EngineKind, Event, Failure, Fault, JobOptions, Opened, Side, engine_pair,
 };
 use escp_proto::agent::{AgentMessage, Request, Transfer};
-use escp_proto::control::{ControlFailure, ControlMessage, FULL_HELLO_LEN, Hello, Listening};
+use escp_proto::control::{ControlFailure, ControlMessage, FULL_HELLO_LEN, Hello, Job, Listening, Streams};
 use escp_proto::{ProtocolError, VERSION};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 use tokio::sync::watch;
+
+#[path = "start_tests.rs"]
+mod start;
 
 const SHORT: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_secs(20);
@@ -161,7 +164,7 @@ async fn greeted() -> (Greeted<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>,
         writer.write_all(&answer).await.unwrap();
         (reader, writer)
     };
-    let (greeted, far) = tokio::join!(near::greet(near_reader, near_writer, LONG), far_side);
+    let (greeted, far) = tokio::join!(near::greet((near_reader, near_writer), near_job(), LONG), far_side);
     (greeted.unwrap(), far)
 }
 
@@ -179,7 +182,7 @@ async fn near_against(bytes: &[u8], open: bool) -> (Result<Tally, SessionError>,
     });
     let (handle, asked) = engine(Vec::new(), 0);
     let stop = watch::Sender::new(None);
-    let run = near::run(greeted, async || Ok(handle), near_job(), stop, Arc::new(Silent));
+    let run = near::run(greeted, async || Ok(handle), stop, Arc::new(Silent));
     let ended = tokio::time::timeout(LONG, run).await.expect("it ends in time");
     hold.abort();
     (ended, asked)
@@ -192,23 +195,13 @@ async fn near_error(bytes: &[u8], open: bool) -> SessionError {
 /// Greets a far side that sends `bytes` at once, then hangs up or (`open`) stays silent.
 async fn greet_error(bytes: &[u8], open: bool) -> GreetError {
     let (near, mut far) = duplex(1 << 16);
-    let (reader, writer) = split(near);
     far.write_all(bytes).await.unwrap();
     if !open {
         far.shutdown().await.unwrap();
     }
-    let error = near::greet(reader, writer, SHORT).await.unwrap_err();
+    let error = near::greet(split(near), near_job(), SHORT).await.unwrap_err();
     drop(far);
     error
-}
-
-#[test]
-fn fewer_streams_on_one_machine_keep_as_many_blocks_in_flight() {
-    for (streams, on_one_machine, depth, want) in [(4, 2, 8, 16), (4, 4, 8, 8), (32, 1, 8, 64)] {
-        let mut job = NearJob { streams, streams_on_one_machine: on_one_machine, depth, ..near_job() };
-        job.share_one_machine();
-        assert_eq!(job.depth, want);
-    }
 }
 
 #[tokio::test]
@@ -306,7 +299,7 @@ async fn a_signal_stops_the_near_side_and_tells_the_far_one() {
         all
     };
     let (handle, _) = engine(Vec::new(), 0);
-    let near_side = near::run(greeted, async || Ok(handle), near_job(), stop, Arc::new(Silent));
+    let near_side = near::run(greeted, async || Ok(handle), stop, Arc::new(Silent));
     let (ended, _) =
         tokio::join!(tokio::time::timeout(LONG, near_side), tokio::time::timeout(LONG, far_side));
     let error = ended.unwrap().unwrap_err();
@@ -338,12 +331,12 @@ async fn far_against(bytes: &[u8], open: bool) -> (SessionError, Vec<u8>, Asked)
 }
 
 fn job_bytes(engine: &str) -> Vec<u8> {
-    let mut job = ControlMessage::Job(escp_proto::control::Job {
+    let mut job = ControlMessage::Job(Job {
         far_sends: false,
         engine: engine.into(),
-        streams: 3,
+        streams: Streams { count: 3, depth: 4 },
+        streams_on_one_machine: Streams { count: 1, depth: 12 },
         block_size: 1 << 20,
-        depth: 4,
         compress: None,
         checksum: true,
         durable: true,
@@ -436,10 +429,8 @@ async fn both_ends_open_their_engines_with_one_secret_and_opposite_roles() {
     let (near_engine, near_asked) = engine(Vec::new(), 4);
     let (far_engine, far_asked) = engine(vec![port], 0);
     let near_side = async {
-        let (reader, writer) = split(near_pipe);
-        let greeted = near::greet(reader, writer, LONG).await.unwrap();
-        let stop = watch::Sender::new(None);
-        near::run(greeted, async || Ok(near_engine), near_job(), stop, Arc::new(Silent)).await
+        let greeted = near::greet(split(near_pipe), near_job(), LONG).await.unwrap();
+        near::run(greeted, async || Ok(near_engine), watch::Sender::new(None), Arc::new(Silent)).await
     };
     let far_side = far::serve(
         split(far_pipe),

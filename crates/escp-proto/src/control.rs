@@ -77,7 +77,7 @@ pub struct Hello {
     pub machine: [u8; 16],
 }
 
-/// What follows the hellos.
+/// What follows a hello.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlMessage {
     /// Near to far: open your engine like this.
@@ -97,12 +97,12 @@ pub struct Job {
     pub far_sends: bool,
     /// `uring`, `posix` or `dummy`.
     pub engine: String,
-    /// Data streams.
-    pub streams: u16,
+    /// Data streams between two machines.
+    pub streams: Streams,
+    /// Data streams where both hellos have the same machine.
+    pub streams_on_one_machine: Streams,
     /// Bytes of a full block.
     pub block_size: u32,
-    /// Blocks in flight per stream.
-    pub depth: u16,
     /// Highest zstd level, if the sender is to compress.
     pub compress: Option<i32>,
     /// Compute check values.
@@ -117,6 +117,15 @@ pub struct Job {
     pub ports: Option<(u16, u16)>,
     /// How much the far agent says on stderr: 0 errors only, 1 warnings too, 2 remarks, 3 decisions, 4 everything.
     pub verbose: u8,
+}
+
+/// Data streams of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    /// How many.
+    pub count: u16,
+    /// Blocks in flight on each.
+    pub depth: u16,
 }
 
 /// Where the far engine can be reached.
@@ -243,7 +252,7 @@ impl Hello {
         bounds::with_length(frame)
     }
 
-    /// Whether both sides run on one machine, as far as both tell.
+    /// Whether both sides run on one machine, as far as both tell. Both find the same, from the same two hellos.
     #[must_use]
     pub fn shares_machine_with(&self, peer: &Self) -> bool {
         self.machine == peer.machine && self.machine != [0; 16]

@@ -10,7 +10,9 @@ use escp_proto::agent::{
     Refusal, SourceFailure, messages,
 };
 use escp_proto::block::{self, BlockHeader};
-use escp_proto::control::{ControlMessage, FrameReader, HELLO_LEN, Hello, LENGTH_LEN, MAX_FRAME};
+use escp_proto::control::{
+    ControlMessage, FrameReader, HELLO_LEN, Hello, Job, LENGTH_LEN, MAX_FRAME, Streams,
+};
 use escp_proto::first_packet::{Answer, FirstPacket};
 use escp_proto::message::{COMPRESS_OVER, MAX_BODY_LEN, Message};
 use escp_proto::record::{Iv, MAX_METADATA_LEN};
@@ -314,6 +316,20 @@ fn counts_and_sizes_are_bounded() {
     // A list that claims 2^63 items.
     let claim = [7, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01];
     assert!(AgentMessage::decode(&claim).is_err());
+}
+
+#[test]
+fn a_job_has_streams_for_either_case_and_blocks_in_flight_on_each() {
+    let decodes =
+        |job| ControlMessage::decode(&postcard::to_stdvec(&ControlMessage::Job(job)).unwrap()).is_ok();
+    let good = [(1, 2), (256, 64)].map(|streams| (streams, true));
+    let bad = [(0, 2), (257, 2), (1, 1), (1, 65)].map(|streams| (streams, false));
+    for ((count, depth), due) in good.into_iter().chain(bad) {
+        let streams = Streams { count, depth };
+        assert_eq!(decodes(Job { streams, ..strategies::plain_job() }), due, "{streams:?}");
+        let streams_on_one_machine = streams;
+        assert_eq!(decodes(Job { streams_on_one_machine, ..strategies::plain_job() }), due, "{streams:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{
     BLOCK_UNIT, ControlFailure, ControlMessage, Job, LENGTH_LEN, Listening, MAX_BLOCK_SIZE, MAX_CONGESTION,
     MAX_DEPTH, MAX_ENGINE, MAX_FRAME, MAX_ITEMS, MAX_PORTS, MAX_STREAMS, MAX_TEXT, MAX_VERBOSE,
-    MIN_BLOCK_SIZE, MIN_DEPTH,
+    MIN_BLOCK_SIZE, MIN_DEPTH, Streams,
 };
 use crate::ProtocolError;
 
@@ -67,15 +67,13 @@ impl ControlMessage {
 impl Job {
     fn check(&self) -> Result<(), ProtocolError> {
         at_most("engine name", self.engine.len(), MAX_ENGINE)?;
-        at_most("streams", self.streams.into(), MAX_STREAMS.into())?;
-        ensure(self.streams > 0, "job without data streams")?;
+        self.streams.check()?;
+        self.streams_on_one_machine.check()?;
         at_most("block size", self.block_size as usize, MAX_BLOCK_SIZE as usize)?;
         ensure(
             self.block_size >= MIN_BLOCK_SIZE && self.block_size.is_multiple_of(BLOCK_UNIT),
             "block size",
         )?;
-        at_most("blocks in flight", self.depth.into(), MAX_DEPTH.into())?;
-        ensure(self.depth >= MIN_DEPTH, "blocks in flight")?;
         ensure(self.compress.is_none_or(|level| LEVELS.contains(&level)), "compression level")?;
         ensure(self.rate_limit != Some(0), "rate limit")?;
         if let Some(name) = &self.congestion {
@@ -85,6 +83,15 @@ impl Job {
         }
         ensure(self.ports.is_none_or(|(first, last)| first <= last), "port range")?;
         at_most("verbosity", self.verbose.into(), MAX_VERBOSE.into())
+    }
+}
+
+impl Streams {
+    fn check(self) -> Result<(), ProtocolError> {
+        at_most("streams", self.count.into(), MAX_STREAMS.into())?;
+        ensure(self.count > 0, "job without data streams")?;
+        at_most("blocks in flight", self.depth.into(), MAX_DEPTH.into())?;
+        ensure(self.depth >= MIN_DEPTH, "blocks in flight")
     }
 }
 

@@ -6,7 +6,7 @@ use escp_proto::agent::{
     Request, Scanned, SourceFailure, Timestamp, Transfer,
 };
 use escp_proto::block::{self, BlockHeader};
-use escp_proto::control::{ControlFailure, ControlMessage, Hello, Job, Listening};
+use escp_proto::control::{ControlFailure, ControlMessage, Hello, Job, Listening, Streams};
 use escp_proto::first_packet::{Answer, FirstPacket};
 use escp_proto::message::{EngineMessage, Message};
 use escp_proto::record::{Iv, Kind};
@@ -188,9 +188,9 @@ pub(crate) fn job() -> Job {
     Job {
         far_sends: true,
         engine: "uring".to_owned(),
-        streams: 8,
+        streams: Streams { count: 8, depth: 4 },
+        streams_on_one_machine: Streams { count: 2, depth: 16 },
         block_size: 1 << 20,
-        depth: 4,
         compress: Some(-3),
         checksum: true,
         durable: true,

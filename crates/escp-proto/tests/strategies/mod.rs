@@ -7,7 +7,7 @@ use escp_proto::agent::{
 use escp_proto::block::{self, BlockHeader};
 use escp_proto::control::{
     BLOCK_UNIT, ControlFailure, ControlMessage, Hello, Job, Listening, MAX_BLOCK_SIZE, MAX_DEPTH,
-    MAX_STREAMS, MIN_BLOCK_SIZE, MIN_DEPTH,
+    MAX_STREAMS, MIN_BLOCK_SIZE, MIN_DEPTH, Streams,
 };
 use escp_proto::message::{EngineMessage, Message};
 use escp_proto::record::{Iv, Kind, MAX_METADATA_LEN};
@@ -196,11 +196,34 @@ pub(crate) fn plain_hello() -> Hello {
     Hello { lowest: 2, highest: 2, features: 0, session: [1; 16], random: [2; 32], machine: [3; 16] }
 }
 
+/// A job as it is.
+pub(crate) fn plain_job() -> Job {
+    let streams = Streams { count: 8, depth: 4 };
+    Job {
+        far_sends: false,
+        engine: "uring".to_owned(),
+        streams,
+        streams_on_one_machine: streams,
+        block_size: MIN_BLOCK_SIZE,
+        compress: None,
+        checksum: true,
+        durable: true,
+        rate_limit: None,
+        congestion: None,
+        ports: None,
+        verbose: 0,
+    }
+}
+
+fn streams() -> impl Strategy<Value = Streams> {
+    (1..=MAX_STREAMS, MIN_DEPTH..=MAX_DEPTH).prop_map(|(count, depth)| Streams { count, depth })
+}
+
 fn job() -> impl Strategy<Value = Job> {
     let sizes = (
-        1..=MAX_STREAMS,
+        streams(),
         MIN_BLOCK_SIZE / BLOCK_UNIT..=MAX_BLOCK_SIZE / BLOCK_UNIT,
-        MIN_DEPTH..=MAX_DEPTH,
+        streams(),
         option::of(-100..=22_i32),
         option::of(1_u64..),
         option::of(any::<(u16, u16)>()),
@@ -210,8 +233,8 @@ fn job() -> impl Strategy<Value = Job> {
         far_sends: flags[0],
         engine,
         streams: sizes.0,
+        streams_on_one_machine: sizes.2,
         block_size: sizes.1 * BLOCK_UNIT,
-        depth: sizes.2,
         compress: sizes.3,
         checksum: flags[1],
         durable: flags[2],
