@@ -2,6 +2,7 @@
 
 use crate::control::hung_up;
 use crate::exchange::unless_altered;
+use crate::limits;
 use crate::link::{HangUp, Link, Observer, SessionError};
 use crate::status;
 use escp_engine_api::{Command, EngineHandle, Event, Failure, JobOptions, Opened};
@@ -31,6 +32,8 @@ pub(crate) struct Opening {
     early: VecDeque<Vec<u8>>,
     /// Their bytes.
     early_bytes: usize,
+    /// What the peer may offer before it hears more, once it was said.
+    credit: Option<u64>,
     /// Known once all lanes are up.
     round_trip: Duration,
 }
@@ -136,7 +139,7 @@ fn failed(failure: Failure) -> SessionError {
 impl Opening {
     /// An engine of which nothing was heard.
     pub(crate) fn of(engine: EngineHandle) -> Self {
-        Self { engine, early: VecDeque::new(), early_bytes: 0, round_trip: Duration::ZERO }
+        Self { engine, early: VecDeque::new(), early_bytes: 0, credit: None, round_trip: Duration::ZERO }
     }
 
     /// Gives the engine a command.
@@ -159,9 +162,27 @@ impl Opening {
         }
     }
 
-    /// The session, once both agents have agreed on it.
-    pub(crate) fn into_link(self, hang_up: watch::Receiver<Option<HangUp>>) -> Link {
-        Link { engine: self.engine, round_trip: self.round_trip, hang_up }
+    /// The session, once both agents have agreed on it, or this one has asked and its answer is due.
+    pub(crate) fn into_link(self, hang_up: watch::Receiver<Option<HangUp>>, answered: bool) -> Link {
+        let (heard, credit) = (self.early, self.credit);
+        Link { engine: self.engine, round_trip: self.round_trip, hang_up, heard, credit, answered }
+    }
+
+    /// Says how much this side takes at first, as its receiver, before it is asked: it is then known to the sender when
+    /// the sender has something to offer.
+    pub(crate) async fn give_credit(&mut self) -> Result<(), SessionError> {
+        let entries = limits::entries_under_way(self.round_trip);
+        self.credit = Some(entries);
+        self.say(&AgentMessage::Credit { entries }).await
+    }
+
+    /// Says something to the peer's agent.
+    pub(crate) async fn say(&mut self, message: &AgentMessage) -> Result<(), SessionError> {
+        let bytes = message.encode().map_err(|error| SessionError {
+            status: status::INTEGRITY,
+            text: format!("something that cannot be said: {error}"),
+        })?;
+        self.command(Command::Message(bytes)).await
     }
 
     /// The round trip between the hosts; zero before all lanes are up, and where it is not known.

@@ -5,8 +5,8 @@ use crate::escape::foreign_text;
 use crate::link::{Link, Observer, SessionError};
 use crate::status;
 use escp_engine_api::{Command, Event, Failure, Fault, Summary};
-use escp_proto::agent::{Accept, AgentMessage, Request, Transfer};
-use escp_proto::conversation::Conversation;
+use escp_proto::agent::{Accept, AgentMessage, Refusal, Request, Transfer};
+use escp_proto::conversation::{Conversation, Phase};
 use escp_proto::{ProtocolError, Side};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -71,7 +71,7 @@ pub(crate) struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    /// Starts after Request and Accept.
+    /// Starts after Request and, unless it is still due, Accept.
     pub(crate) fn new(link: &'a mut Link, role: Role) -> Result<Self, SessionError> {
         let mut conversation = Conversation::new();
         let request = Request {
@@ -84,10 +84,14 @@ impl<'a> Exchange<'a> {
             checksum: true,
             dummy: false,
         };
-        let begun = conversation
+        let accepted = link.answered.then_some(AgentMessage::Accept(Accept { sources: 0 }));
+        let credit = link.credit.map(|entries| AgentMessage::Credit { entries });
+        conversation
             .on(Side::Near, &AgentMessage::Request(request))
-            .and_then(|()| conversation.on(Side::Far, &AgentMessage::Accept(Accept { sources: 0 })));
-        begun.map_err(|error| own_fault(&error))?;
+            .and_then(|()| {
+                credit.iter().chain(&accepted).try_for_each(|said| conversation.on(Side::Far, said))
+            })
+            .map_err(|error| own_fault(&error))?;
         Ok(Self { link, role, outbox: VecDeque::new(), conversation, unwatched: false, finished: false })
     }
 
@@ -107,6 +111,11 @@ impl<'a> Exchange<'a> {
     pub(crate) fn finish(&mut self, summary: Summary) {
         self.finished = true;
         self.command(Command::Finish(summary));
+    }
+
+    /// Whether the request was accepted.
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.conversation.phase() != Phase::Asked
     }
 
     /// Whether this side has agreed on the end.
@@ -139,6 +148,9 @@ impl<'a> Exchange<'a> {
 
     async fn next<W>(&mut self, work: &mut mpsc::UnboundedReceiver<W>) -> Next<W> {
         let Self { link, outbox, unwatched, .. } = self;
+        if let Some(bytes) = link.heard.pop_front() {
+            return Next::Event(Some(Event::Message(bytes)));
+        }
         let queued = !outbox.is_empty() && !link.engine.commands.is_closed();
         tokio::select! {
             biased;
@@ -238,6 +250,11 @@ pub(crate) fn unless_altered(error: SessionError, found: Option<Failure>) -> Ses
         .map(|failure| session_error(&failure))
         .filter(|own| status::graver(own.status, error.status))
         .unwrap_or(error)
+}
+
+/// What the peer's refusal means to the user.
+pub(crate) fn refused(host: &str, refusal: &Refusal) -> SessionError {
+    SessionError { status: status::from_peer(refusal.status), text: format!("{host}: {}", refusal.text) }
 }
 
 /// Passes on what only the observer needs to know.

@@ -9,8 +9,7 @@ use crate::status;
 use crate::tally::Tally;
 use escp_crypto::MasterSecret;
 use escp_engine_api::{
-    Command, Direction, EngineHandle, EngineKind, JobOptions, Listen, Opened, PEER_GAVE_UP, Secret,
-    SessionId, Side,
+    Direction, EngineHandle, EngineKind, JobOptions, Listen, Opened, PEER_GAVE_UP, Secret, SessionId, Side,
 };
 use escp_proto::VERSION;
 use escp_proto::agent::{Accept, AgentMessage, Refusal, Request, SourceList, Transfer};
@@ -202,7 +201,7 @@ where
         answered = async {
             let listening = ControlMessage::Listening(listening(&opened, settings.address));
             writer.send(&listening).await.map_err(|error| error.for_session(PEER))?;
-            first_request(&mut opening, &*observer).await
+            first_request(&mut opening, &job, &*observer).await
         } => answered,
     };
     let request = match answered {
@@ -213,13 +212,13 @@ where
     let options = task.options;
     match task.part {
         Part::Receive(target) => {
-            let mut link = opening.into_link(stop);
+            let mut link = opening.into_link(stop, true);
             receive_files(&mut link, target, options, observer, "").await
         }
         Part::Send(sources) => {
             let accepted = Accept { sources: u32::try_from(sources.len()).unwrap_or(u32::MAX) };
-            say(&mut opening, AgentMessage::Accept(accepted)).await?;
-            let mut link = opening.into_link(stop);
+            opening.say(&AgentMessage::Accept(accepted)).await?;
+            let mut link = opening.into_link(stop, true);
             send_files(&mut link, sources, options, observer, "").await
         }
     }
@@ -277,7 +276,11 @@ fn listening(opened: &Opened, address: Option<IpAddr>) -> Listening {
 }
 
 /// Waits for the lanes and for the near agent's request.
-async fn first_request(opening: &mut Opening, observer: &dyn Observer) -> Result<Request, SessionError> {
+async fn first_request(
+    opening: &mut Opening,
+    job: &Job,
+    observer: &dyn Observer,
+) -> Result<Request, SessionError> {
     let late = |what: &str, time: Duration| SessionError {
         status: status::CONNECT,
         text: format!("{what} within {} s", time.as_secs()),
@@ -285,6 +288,9 @@ async fn first_request(opening: &mut Opening, observer: &dyn Observer) -> Result
     timeout(CONNECTED_DEADLINE, opening.connected(observer))
         .await
         .map_err(|_| late("not all data connections came", CONNECTED_DEADLINE))??;
+    if !job.far_sends {
+        opening.give_credit().await?;
+    }
     timeout(REQUEST_DEADLINE, request(opening, observer))
         .await
         .map_err(|_| late("no request came", REQUEST_DEADLINE))?
@@ -331,12 +337,12 @@ async fn accept(
         Ok(part) => part,
         Err(error) => {
             let refusal = Refusal { status: error.status, text: error.text.clone() };
-            say(&mut opening, AgentMessage::Refuse(refusal)).await?;
+            opening.say(&AgentMessage::Refuse(refusal)).await?;
             return Err(error);
         }
     };
     if matches!(part, Part::Receive(_)) {
-        say(&mut opening, AgentMessage::Accept(Accept { sources: 0 })).await?;
+        opening.say(&AgentMessage::Accept(Accept { sources: 0 })).await?;
     }
     let options = TransferOptions {
         recursive: request.recursive,
@@ -395,12 +401,4 @@ async fn part(
 fn dummy_source(text: &[u8]) -> Option<Source> {
     let digits = std::str::from_utf8(text.strip_prefix(b"dummy:")?).ok()?;
     Some(Source::Dummy { name: text.to_vec(), size: digits.parse().ok()? })
-}
-
-async fn say(opening: &mut Opening, message: AgentMessage) -> Result<(), SessionError> {
-    let bytes = message.encode().map_err(|error| SessionError {
-        status: status::INTEGRITY,
-        text: format!("an answer that cannot be said: {error}"),
-    })?;
-    opening.command(Command::Message(bytes)).await
 }

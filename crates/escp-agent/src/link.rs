@@ -1,6 +1,7 @@
 //! A session whose engines are connected: what sending and receiving agents work with.
 
 use escp_engine_api::EngineHandle;
+use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -14,6 +15,20 @@ pub struct Link {
     /// Set to a sentence when the control channel hangs up or the other side gives up over it: data must
     /// stop at once.
     pub hang_up: watch::Receiver<Option<HangUp>>,
+    /// What the peer's agent has said already, in its order.
+    pub(crate) heard: VecDeque<Vec<u8>>,
+    /// The credit that this side has given already.
+    pub(crate) credit: Option<u64>,
+    /// The request was answered.
+    pub(crate) answered: bool,
+}
+
+impl Link {
+    /// A session of two agents that have said Request and Accept, and nothing else.
+    #[must_use]
+    pub fn new(engine: EngineHandle, round_trip: Duration, hang_up: watch::Receiver<Option<HangUp>>) -> Self {
+        Self { engine, round_trip, hang_up, heard: VecDeque::new(), credit: None, answered: true }
+    }
 }
 
 /// Why the control channel is no longer there.

@@ -8,6 +8,7 @@ use crate::control::{
 };
 use crate::dial::{self, Family, Targets};
 use crate::establish::{self, Opening};
+use crate::exchange::refused;
 use crate::link::{HangUp, Observer, SessionError, TransferOptions};
 use crate::receive::{TakenNames, Target, receive_files};
 use crate::send::{Source, send_files};
@@ -360,21 +361,26 @@ async fn connect_and_move(
     mut stop: watch::Receiver<Option<HangUp>>,
     observer: Arc<dyn Observer>,
 ) -> Result<Tally, SessionError> {
-    let accepted = tokio::select! {
+    let asked = tokio::select! {
         biased;
         error = hung_up(&mut stop) => Err(error),
-        accepted = async {
+        asked = async {
             connect(&mut opening, listening, job, &*observer).await?;
-            request(&mut opening, job, &*observer).await
-        } => accepted,
+            request(&mut opening, job).await?;
+            match job.transfer {
+                NearTransfer::Upload { .. } => Ok(0),
+                NearTransfer::Download { .. } => accepted(&mut opening, &job.host, &*observer).await,
+            }
+        } => asked,
     };
-    let sources = match accepted {
+    let sources = match asked {
         Ok(sources) => sources,
         Err(error) => return Err(opening.abort(error).await),
     };
     match &job.transfer {
         NearTransfer::Upload { sources, .. } => {
-            let mut link = opening.into_link(stop);
+            // What is offered follows the request at once; the answer comes meanwhile.
+            let mut link = opening.into_link(stop, false);
             send_files(&mut link, sources.clone(), job.options, observer, &job.host).await
         }
         NearTransfer::Download { sources: asked, target, directory_required, names } => {
@@ -389,7 +395,7 @@ async fn connect_and_move(
                     Err(error) => return Err(opening.abort(error).await),
                 }
             };
-            let mut link = opening.into_link(stop);
+            let mut link = opening.into_link(stop, true);
             receive_files(&mut link, target, job.options, observer, &job.host).await
         }
     }
@@ -445,22 +451,26 @@ async fn addresses(host: &str, listening: &Listening) -> Vec<SocketAddr> {
     all
 }
 
-/// Sends the request; the number of top-level sources is the answer (0 for an upload).
-async fn request(opening: &mut Opening, job: &NearJob, observer: &dyn Observer) -> Result<u32, SessionError> {
-    let host = &job.host;
+/// Sends the request and, for a download, what may be offered before the next word.
+async fn request(opening: &mut Opening, job: &NearJob) -> Result<(), SessionError> {
     let said = job.request().encode().map_err(|error| SessionError {
         status: status::USAGE,
-        text: format!("what was asked for cannot be said to {host}: {error}"),
+        text: format!("what was asked for cannot be said to {}: {error}", job.host),
     })?;
     for message in said {
         opening.command(Command::Message(message)).await?;
     }
+    match job.direction() {
+        Direction::Send => Ok(()),
+        Direction::Receive => opening.give_credit().await,
+    }
+}
+
+/// The answer to the request for a download: the number of its top-level sources.
+async fn accepted(opening: &mut Opening, host: &str, observer: &dyn Observer) -> Result<u32, SessionError> {
     match opening.message(observer).await? {
         AgentMessage::Accept(accept) => Ok(accept.sources),
-        AgentMessage::Refuse(refusal) => Err(SessionError {
-            status: status::from_peer(refusal.status),
-            text: format!("{host}: {}", refusal.text),
-        }),
+        AgentMessage::Refuse(refusal) => Err(refused(host, &refusal)),
         _ => Err(SessionError {
             status: status::INTEGRITY,
             text: format!("{host} broke the protocol: neither accepted nor refused the request"),

@@ -330,8 +330,8 @@ async fn far_against(bytes: &[u8], open: bool) -> (SessionError, Vec<u8>, Asked)
     (error, said, asked)
 }
 
-fn job_bytes(engine: &str) -> Vec<u8> {
-    let mut job = ControlMessage::Job(Job {
+fn job(engine: &str) -> Job {
+    Job {
         far_sends: false,
         engine: engine.into(),
         streams: Streams { count: 3, depth: 4 },
@@ -344,12 +344,12 @@ fn job_bytes(engine: &str) -> Vec<u8> {
         congestion: None,
         ports: None,
         verbose: 0,
-    })
-    .encode_frame()
-    .unwrap();
-    let mut bytes = hello(VERSION, VERSION, [3; 16]).encode_frame();
-    bytes.append(&mut job);
-    bytes
+    }
+}
+
+fn job_bytes(engine: &str) -> Vec<u8> {
+    let job = ControlMessage::Job(job(engine)).encode_frame().unwrap();
+    [hello(VERSION, VERSION, [3; 16]).encode_frame(), job].concat()
 }
 
 #[tokio::test]

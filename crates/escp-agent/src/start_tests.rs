@@ -1,6 +1,7 @@
 //! How a session starts: what is said before anything was heard, and how both ends choose alike.
 
 use super::*;
+use escp_proto::agent::Refusal;
 use escp_proto::control::LENGTH_LEN;
 
 /// The next frame of a channel, whole.
@@ -82,4 +83,191 @@ async fn both_ends_take_the_streams_of_one_machine_or_neither_does() {
         let due = Some(if from_here { (2, 12) } else { (6, 4) });
         assert_eq!((streams(&near_asked), streams(&far_asked)), (due, due), "from here: {from_here}");
     }
+}
+
+/// What an agent told its engine to say.
+type Said = Arc<Mutex<Vec<AgentMessage>>>;
+
+/// An engine whose lanes are up once `lanes` were added, and whose peer's agent has said `early` by then. It fails as
+/// soon as its agent has said something that `last` knows; until then its peer says nothing more.
+fn mute_after(
+    lanes: usize,
+    early: Vec<AgentMessage>,
+    last: fn(&AgentMessage) -> bool,
+) -> (EngineHandle, Said) {
+    let (handle, mut port) = engine_pair();
+    let said = Said::default();
+    let kept = Arc::clone(&said);
+    tokio::spawn(async move {
+        let mut added = 0;
+        while let Some(command) = port.commands.recv().await {
+            let up = match command {
+                Command::Open(options) => {
+                    let (kind, ports) = (options.kind, vec![1]);
+                    let opened = Opened { kind, kind_reason: None, ports, port_note: None, daemon: false };
+                    port.events.send(Event::Opened(opened)).await.unwrap();
+                    lanes == 0
+                }
+                Command::AddLane(_) => {
+                    added += 1;
+                    added == lanes
+                }
+                Command::Message(bytes) => {
+                    let message = AgentMessage::decode(&bytes).unwrap();
+                    let over = last(&message);
+                    kept.lock().unwrap().push(message);
+                    if over {
+                        let failure = Failure { fault: Fault::Lost, text: "the test is over".into() };
+                        port.events.send(Event::Failed(failure)).await.unwrap();
+                        return;
+                    }
+                    false
+                }
+                Command::Abort { .. } => return,
+                _ => false,
+            };
+            if up {
+                for message in &early {
+                    port.events.send(Event::Message(message.encode().unwrap())).await.unwrap();
+                }
+                port.events.send(Event::Connected { round_trip: Duration::ZERO }).await.unwrap();
+            }
+        }
+    });
+    (handle, said)
+}
+
+/// What a near agent says on stream 0 to a far one that has said `early`, until `last`, and how it ends.
+async fn said_by_near(
+    transfer: NearTransfer,
+    early: Vec<AgentMessage>,
+    last: fn(&AgentMessage) -> bool,
+) -> (Vec<AgentMessage>, SessionError) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listening = ControlMessage::Listening(Listening {
+        addresses: vec!["127.0.0.1".parse().unwrap()],
+        ports: vec![listener.local_addr().unwrap().port()],
+        engine: "uring".into(),
+        daemon: false,
+        notes: Vec::new(),
+    });
+    let (near, far) = duplex(1 << 16);
+    let job = NearJob { transfer, ..near_job() };
+    let (engine, said) = mute_after(4, early, last);
+    let near_side = async {
+        let greeted = near::greet(split(near), job, LONG).await.unwrap();
+        near::run(greeted, async || Ok(engine), watch::Sender::new(None), Arc::new(Silent)).await
+    };
+    let far_side = async {
+        let (mut reader, mut writer) = split(far);
+        let theirs = Hello::decode_body(&frame(&mut reader).await[LENGTH_LEN..]).unwrap();
+        let mut answer = hello(VERSION, VERSION, theirs.session).encode_frame();
+        answer.extend(listening.encode_frame().unwrap());
+        writer.write_all(&answer).await.unwrap();
+        let mut all = Vec::new();
+        let _ = reader.read_to_end(&mut all).await;
+    };
+    let ended = async {
+        tokio::select! {
+            ended = near_side => ended,
+            () = async { far_side.await; std::future::pending().await } => unreachable!(),
+        }
+    };
+    let ended = tokio::time::timeout(LONG, ended).await.expect("it waits for an answer");
+    let said = std::mem::take(&mut *said.lock().unwrap());
+    (said, ended.unwrap_err())
+}
+
+/// An upload of a file that there is.
+fn upload(root: &std::path::Path) -> NearTransfer {
+    let path = root.join("file");
+    std::fs::write(&path, "content").unwrap();
+    let sources = vec![Source::Path(path.into_os_string().into_encoded_bytes())];
+    NearTransfer::Upload { sources, target: b"x".to_vec(), directory_required: false }
+}
+
+#[tokio::test]
+async fn a_near_sender_offers_before_its_request_is_answered() {
+    let root = tempfile::tempdir().unwrap();
+    let credit = vec![AgentMessage::Credit { entries: 5 }];
+    let last = |message: &AgentMessage| matches!(message, AgentMessage::Offer(_));
+    let (said, error) = said_by_near(upload(root.path()), credit, last).await;
+    assert_eq!(error.text, "the test is over");
+    assert!(
+        matches!(&said[..], [AgentMessage::Request(_), AgentMessage::Scanned(_), AgentMessage::Offer(_)]),
+        "{said:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_ends_a_near_sender_in_the_far_sides_words() {
+    let root = tempfile::tempdir().unwrap();
+    let refusal = AgentMessage::Refuse(Refusal { status: 1, text: "x is no directory".into() });
+    let early = vec![AgentMessage::Credit { entries: 5 }, refusal];
+    let (_, error) = said_by_near(upload(root.path()), early, |_| false).await;
+    assert_eq!((error.status, error.text.as_str()), (1, "127.0.0.1: x is no directory"));
+    // Without an answer the far side may not go on as if it had said yes.
+    let early = vec![AgentMessage::Credit { entries: 5 }, AgentMessage::Ready(vec![1])];
+    let (_, error) = said_by_near(upload(root.path()), early, |_| false).await;
+    assert_eq!(error.status, status::INTEGRITY, "{error}");
+}
+
+#[tokio::test]
+async fn a_near_receiver_gives_credit_before_its_request_is_answered() {
+    let transfer = NearTransfer::Download {
+        sources: vec![b"x".to_vec()],
+        target: b"y".to_vec(),
+        directory_required: false,
+        names: crate::TakenNames::default(),
+    };
+    let last = |message: &AgentMessage| matches!(message, AgentMessage::Credit { .. });
+    let (said, error) = said_by_near(transfer, Vec::new(), last).await;
+    assert_eq!(error.text, "the test is over");
+    assert!(matches!(&said[..], [AgentMessage::Request(_), AgentMessage::Credit { .. }]), "{said:?}");
+}
+
+/// What a far agent says on stream 0 to a near one that has said `early`, until `last`.
+async fn said_by_far(
+    job: &[u8],
+    early: Vec<AgentMessage>,
+    last: fn(&AgentMessage) -> bool,
+) -> Vec<AgentMessage> {
+    let (near, far) = duplex(1 << 16);
+    let (_reader, mut writer) = split(near);
+    writer.write_all(job).await.unwrap();
+    let (engine, said) = mute_after(0, early, last);
+    let stop = watch::Sender::new(None);
+    let serving = far::serve(split(far), async || Ok(engine), far_settings(), stop, |_| {}, Arc::new(Silent));
+    let ended = tokio::time::timeout(LONG, serving).await.expect("it waits for a word");
+    assert_eq!(ended.unwrap_err().text, "the test is over");
+    said.lock().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_far_receiver_gives_credit_before_it_is_asked() {
+    let last = |message: &AgentMessage| matches!(message, AgentMessage::Credit { .. });
+    let said = said_by_far(&job_bytes("uring"), Vec::new(), last).await;
+    assert_eq!(said.len(), 1);
+}
+
+#[tokio::test]
+async fn a_credit_that_overtakes_the_last_lane_is_used_at_once() {
+    let job = ControlMessage::Job(Job { far_sends: true, ..job("dummy") }).encode_frame().unwrap();
+    let job = [hello(VERSION, VERSION, [3; 16]).encode_frame(), job].concat();
+    let request = AgentMessage::Request(Request {
+        transfer: Transfer::Download { sources: vec![b"dummy:1".to_vec()] },
+        recursive: false,
+        preserve: false,
+        inplace: false,
+        durable: true,
+        direct: true,
+        checksum: true,
+        dummy: true,
+    });
+    let early = vec![request, AgentMessage::Credit { entries: 5 }];
+    let said = said_by_far(&job, early, |message| matches!(message, AgentMessage::Offer(_))).await;
+    assert!(
+        matches!(&said[..], [AgentMessage::Accept(_), AgentMessage::Scanned(_), AgentMessage::Offer(_)]),
+        "{said:?}"
+    );
 }

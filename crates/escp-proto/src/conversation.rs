@@ -66,6 +66,8 @@ impl Conversation {
         };
         let speaker = Speaker { side: from, sends: sender == Some(from) };
         let phase = next_phase(self.phase, speaker, input)
+            // A credit said before the request came from the far side, which gives itself none.
+            .filter(|_| input != Input::Request || sender == Some(Side::Near) || self.credit_left() == 0)
             .ok_or(ProtocolError::IllegalState { what: input.name(), state: self.phase.name() })?;
         self.entries.on(message)?;
         self.phase = phase;

@@ -33,14 +33,17 @@ const INPUTS: [Input; 13] = [
 /// Everything that may be said, written down a second time: phase, near sender, near receiver, far sender,
 /// far receiver; `>` names the phase it leads to.
 const LEGAL: [(Phase, [&str; 4]); 5] = [
-    (Phase::Silence, ["Sources>Silence Request>Asked", "Sources>Silence Request>Asked", "", ""]),
+    (
+        Phase::Silence,
+        ["Sources>Silence Request>Asked", "Sources>Silence Request>Asked", "", "Credit>Silence"],
+    ),
     (
         Phase::Asked,
         [
-            "Scanned>Asked SourceFailed>Asked",
+            "Offer>Asked Scanned>Asked SourceFailed>Asked",
             "Credit>Asked",
             "Accept>Offering Refuse>Refused",
-            "Accept>Offering Refuse>Refused",
+            "Credit>Asked Accept>Offering Refuse>Refused",
         ],
     ),
     (
@@ -61,7 +64,7 @@ const LEGAL: [(Phase, [&str; 4]); 5] = [
             "Credit>Settling Ready>Settling Rejected>Settling Done>Settling",
         ],
     ),
-    (Phase::Refused, ["Scanned>Refused SourceFailed>Refused", "Credit>Refused", "", ""]),
+    (Phase::Refused, ["Offer>Refused Scanned>Refused SourceFailed>Refused", "Credit>Refused", "", ""]),
 ];
 
 #[test]
@@ -224,7 +227,7 @@ fn a_conversation_refuses_every_message_that_the_phases_refuse() {
             for input in INPUTS {
                 let mut talk = download(phase);
                 let outcome = talk.on(side, &sample(input));
-                let speaker = Speaker { side, sends: side == Side::Far };
+                let speaker = Speaker { side, sends: side == Side::Far && phase != Phase::Silence };
                 match next_phase(phase, speaker, input) {
                     None => assert!(
                         matches!(outcome, Err(ProtocolError::IllegalState { .. })),
@@ -258,6 +261,36 @@ fn a_tree_is_offered_worked_off_and_complete() {
     assert!(!talk.is_complete());
     talk.on(Side::Far, &done(6, true)).unwrap();
     assert!(talk.is_complete());
+}
+
+#[test]
+fn a_near_sender_offers_within_the_credit_before_the_answer() {
+    let transfer = || Transfer::Upload { target: b"t".to_vec(), directory_required: false };
+    let credit = AgentMessage::Credit { entries: 1 };
+    for credit_first in [true, false] {
+        let mut talk = Conversation::new();
+        let mut first = [(Side::Far, credit.clone()), (Side::Near, request(transfer()))];
+        if !credit_first {
+            first.reverse();
+        }
+        first.iter().for_each(|(from, message)| talk.on(*from, message).unwrap());
+        talk.on(Side::Near, &AgentMessage::Offer(vec![file(1, ROOT)])).unwrap();
+        assert!(talk.on(Side::Near, &AgentMessage::Offer(vec![file(2, ROOT)])).is_err(), "beyond the credit");
+        assert!(talk.on(Side::Far, &AgentMessage::Ready(vec![1])).is_err(), "before the answer");
+        talk.on(Side::Far, &AgentMessage::Accept(Accept { sources: 0 })).unwrap();
+        talk.on(Side::Far, &AgentMessage::Ready(vec![1])).unwrap();
+    }
+}
+
+#[test]
+fn a_far_sender_cannot_give_itself_credit() {
+    let mut talk = Conversation::new();
+    talk.on(Side::Far, &AgentMessage::Credit { entries: 1 }).unwrap();
+    let download = sample(Input::Request);
+    assert!(matches!(talk.on(Side::Near, &download), Err(ProtocolError::IllegalState { .. })));
+    let mut talk = Conversation::new();
+    talk.on(Side::Near, &download).unwrap();
+    assert!(talk.on(Side::Far, &AgentMessage::Credit { entries: 1 }).is_err());
 }
 
 #[test]

@@ -68,7 +68,8 @@ pub async fn receive_files(
     observer: Arc<dyn Observer>,
     peer_host: &str,
 ) -> Result<Tally, SessionError> {
-    let window = limits::entries_under_way(link.round_trip);
+    let window = link.credit.unwrap_or_else(|| limits::entries_under_way(link.round_trip));
+    let credit = link.credit.unwrap_or_default();
     let (pool, answers) = super::crew::start(options).map_err(|error| SessionError {
         status: 4,
         text: format!("no thread can be started here: {error}"),
@@ -94,7 +95,7 @@ pub async fn receive_files(
         results: Vec::new(),
         rejected: Vec::new(),
         answered: 0,
-        credit: 0,
+        credit,
         window,
         no_more: false,
         violation: None,

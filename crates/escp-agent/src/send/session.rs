@@ -5,7 +5,7 @@ use super::crew::{Crew, Done};
 use super::open::{Offered, OpenedFile, Original};
 use crate::check;
 use crate::escape::{escaped, foreign_text};
-use crate::exchange::{Exchange, MAX_FOREIGN, Role, Step, observe};
+use crate::exchange::{Exchange, MAX_FOREIGN, Role, Step, observe, refused};
 use crate::limits;
 use crate::link::{Link, Observer, SessionError, TransferOptions};
 use crate::path::PathNode;
@@ -89,7 +89,8 @@ struct Sender<'a> {
     all_scheduled: bool,
 }
 
-/// Sends `sources`: from after Request and Accept until both engines agreed on the end.
+/// Sends `sources`: from after Request until both engines agreed on the end. Where the answer to the request is still due,
+/// what credit there is is used meanwhile.
 ///
 /// `peer_host` is the name of the other host in messages to the user; empty when unknown.
 ///
@@ -134,6 +135,9 @@ pub async fn send_files(
     };
     loop {
         match sender.exchange.step(&mut answers).await? {
+            Step::Message(AgentMessage::Refuse(refusal)) => {
+                return Err(sender.exchange.leave(refused(peer_host, &refusal)).await);
+            }
             Step::Message(message) => sender.hear(message)?,
             Step::Event(Event::Files(reports)) => sender.reported(reports)?,
             Step::Event(event) => {
@@ -149,10 +153,11 @@ pub async fn send_files(
 impl Sender<'_> {
     /// What follows from the state as it is now.
     fn advance(&mut self) -> Result<(), SessionError> {
-        let by_credit = self.credit + self.failed;
+        // What fails here is outside the credit, and said to a peer that may not listen before its answer.
+        let by_credit = if self.exchange.is_accepted() { self.credit + self.failed } else { self.credit };
         let by_descriptors = self.finished + self.failed + self.window;
         self.crew.allow(by_credit.min(by_descriptors));
-        if self.batches == Some(self.next_batch) && !self.no_more {
+        if self.batches == Some(self.next_batch) && !self.no_more && self.exchange.is_accepted() {
             self.no_more = true;
             self.scanned.complete = true;
             self.say_scanned()?;
@@ -178,7 +183,7 @@ impl Sender<'_> {
                 failures.into_iter().for_each(|failure| self.failed_there(failure));
             }
             AgentMessage::Done(results) => results.into_iter().for_each(|result| self.done(result)),
-            // The conversation lets a receiver say nothing else.
+            // The conversation lets a receiver say nothing else, but that it accepts.
             _ => {}
         }
         Ok(())

@@ -366,7 +366,7 @@ impl Outcome {
 
 pub(crate) fn link(engine: EngineHandle) -> (Link, watch::Sender<Option<HangUp>>) {
     let (raise, hang_up) = watch::channel(None);
-    (Link { engine, round_trip: Duration::ZERO, hang_up }, raise)
+    (Link::new(engine, Duration::ZERO, hang_up), raise)
 }
 
 /// Runs a conversation with faults on either side.

@@ -4,18 +4,22 @@
 //! phase      may be said by     what                                     leads to
 //! Silence    near               sources                                  Silence
 //!            near               request                                  Asked
+//!            far as receiver    credit                                   Silence
 //! Asked      far                accept                                   Offering
 //!            far                refuse                                   Refused
-//!            near as receiver   credit                                   Asked
-//!            near as sender     scanned, source failed                   Asked
+//!            receiver           credit                                   Asked
+//!            near as sender     offer, scanned, source failed            Asked
 //! Offering   sender             offer, scanned, source failed, digests   Offering
 //!            sender             no more                                  Settling
 //!            receiver           credit, ready, rejected, done            Offering
 //! Settling   sender             scanned, digests                         Settling
 //!            receiver           credit, ready, rejected, done            Settling
 //! Refused    near as receiver   credit                                   Refused   (they cross the
-//!            near as sender     scanned, source failed                   Refused    refusal)
+//!            near as sender     offer, scanned, source failed            Refused    refusal)
 //! ```
+//!
+//! What a receiver takes at first it says as soon as it can be heard, and a near sender does not wait for the answer to its
+//! request: so neither costs a round trip.
 
 use crate::Side;
 use crate::agent::AgentMessage;
@@ -128,7 +132,7 @@ impl From<&AgentMessage> for Input {
 }
 
 /// The table: the phase after `speaker` said `input`, or `None` where that may not be said. A speaker of
-/// the request counts as what the request makes of it.
+/// the request counts as what the request makes of it; before the request nobody counts as sender.
 #[must_use]
 pub fn next_phase(phase: Phase, speaker: Speaker, input: Input) -> Option<Phase> {
     use Input::{
@@ -141,8 +145,10 @@ pub fn next_phase(phase: Phase, speaker: Speaker, input: Input) -> Option<Phase>
         (Phase::Silence, Request, _) if near => Phase::Asked,
         (Phase::Asked, Accept, _) if !near => Phase::Offering,
         (Phase::Asked, Refuse, _) if !near => Phase::Refused,
-        (Phase::Asked | Phase::Refused, Credit, false) if near => phase,
-        (Phase::Asked | Phase::Refused, Scanned | SourceFailed, true) if near => phase,
+        (Phase::Silence, Credit, false) if !near => phase,
+        (Phase::Asked, Credit, false) => phase,
+        (Phase::Refused, Credit, false) if near => phase,
+        (Phase::Asked | Phase::Refused, Offer | Scanned | SourceFailed, true) if near => phase,
         (Phase::Offering, NoMore, true) => Phase::Settling,
         (Phase::Offering, Offer | SourceFailed, true) => phase,
         (Phase::Offering | Phase::Settling, Scanned | Digests, true) => phase,
