@@ -1,12 +1,14 @@
 //! A few threads for system calls that may block, so that the session's task never does.
 
+use std::convert::Infallible;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long a pool that is dropped waits without a step being done. Only a hung mount takes longer for one, and
+/// How long a pool that is dropped waits at least without a step being done. Only a hung mount takes longer for one, and
 /// then the end of the process does not wait for it either.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -17,7 +19,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) struct Pool<J> {
     jobs: Option<mpsc::Sender<J>>,
     pulse: Arc<Pulse>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
 }
 
 /// What a pool and its threads tell each other about the way.
@@ -61,7 +63,7 @@ impl<J: Send + 'static> Pool<J> {
         let mut pool = Self { jobs: Some(jobs), pulse: Arc::clone(&pulse), threads: Vec::new() };
         for _ in 0..thread_count() {
             let (queue, work, pulse) = (Arc::clone(&queue), Arc::clone(&work), Arc::clone(&pulse));
-            let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let started = Thread::start(name, move || {
                 while let Some(job) = next_job(&queue) {
                     work(job, &pulse);
                     pulse.beat();
@@ -103,25 +105,47 @@ impl<J> Drop for Pool<J> {
         self.stop();
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            join_while(thread, &self.pulse);
+            thread.join_while(&self.pulse);
         }
     }
 }
 
-/// Waits for a thread to end, as long as steps are done.
-pub(crate) fn join_while(thread: JoinHandle<()>, pulse: &Pulse) {
-    let mut seen = pulse.steps.load(Ordering::Relaxed);
-    let mut since = Instant::now();
-    while !thread.is_finished() && since.elapsed() < LINGER {
-        std::thread::sleep(Duration::from_millis(1));
-        let steps = pulse.steps.load(Ordering::Relaxed);
-        if steps != std::mem::replace(&mut seen, steps) {
-            since = Instant::now();
-        }
+/// A thread whose end can be waited for without waiting for ever.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    handle: JoinHandle<()>,
+    /// Says nothing, and hangs up with the thread. (The lock is for the sake of [`Sync`].)
+    end: Mutex<mpsc::Receiver<Infallible>>,
+}
+
+impl Thread {
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// Those of pthread_create(3).
+    pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<Self> {
+        let (alive, end) = mpsc::channel();
+        let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Dropped last, also by a panic.
+            let _alive = alive;
+            work();
+        })?;
+        Ok(Self { handle, end: Mutex::new(end) })
     }
-    if thread.is_finished() {
+
+    /// Waits for the thread to end, as long as steps are done.
+    pub(crate) fn join_while(self, pulse: &Pulse) {
+        let Self { handle, end } = self;
+        let end = end.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = pulse.steps.load(Ordering::Relaxed);
+        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(LINGER) {
+            let steps = pulse.steps.load(Ordering::Relaxed);
+            if steps == std::mem::replace(&mut seen, steps) {
+                return;
+            }
+        }
         // A panic was reported by its hook; there is nothing to add here.
-        let _ = thread.join();
+        let _ = handle.join();
     }
 }
 
@@ -137,6 +161,7 @@ fn thread_count() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn runs_every_job_and_discards_the_rest_when_dropped() {
@@ -155,6 +180,16 @@ mod tests {
         (0..10_000).for_each(|job| pool.give(job));
         drop(pool);
         assert!(results.iter().count() < 10_000);
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_not_waited_for() {
+        let pool = Pool::start("test", |fault: &str, _: &Pulse| std::panic::panic_any(fault)).unwrap();
+        // One for each thread, and more: the lock on the queue is not poisoned by them, nor waited for.
+        (0..thread_count() + 2).for_each(|_| pool.give("on purpose"));
+        let thread = Thread::start("test", || std::panic::panic_any("on purpose")).unwrap();
+        thread.join_while(&Pulse::default());
+        drop(pool);
     }
 
     #[test]

@@ -6,11 +6,10 @@ use super::open::{Offered, Original, open, recheck};
 use super::walk::{Found, Walk, walk};
 use crate::limits;
 use crate::link::TransferOptions;
-use crate::pool::{Pool, Pulse, join_while};
+use crate::pool::{Pool, Pulse, Thread};
 use crate::storage::Memory;
 use escp_engine_api::FileCheck;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// What the threads are given.
@@ -35,7 +34,7 @@ pub(super) enum Done {
 /// The threads of a sending session. Dropping it ends them.
 pub(super) struct Crew {
     gate: Arc<Gate>,
-    walker: Option<JoinHandle<()>>,
+    walker: Option<Thread>,
     pool: Pool<Job>,
 }
 
@@ -55,7 +54,7 @@ impl Crew {
         let held = Arc::clone(&gate);
         let giver = pool.giver();
         let deepest = limits::deepest_tree();
-        let walker = std::thread::Builder::new().name("escp-walk".into()).spawn(move || {
+        let walker = Thread::start("escp-walk", move || {
             let mut batches = 0;
             let mut give = |found| {
                 if let Some(giver) = &giver {
@@ -86,7 +85,7 @@ impl Drop for Crew {
         self.gate.close();
         if let Some(walker) = self.walker.take() {
             // Only a hung mount keeps it longer, and then nothing here waits for it.
-            join_while(walker, &Pulse::default());
+            walker.join_while(&Pulse::default());
         }
     }
 }
