@@ -11,9 +11,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// Time for all lanes together: three repetitions of a lost SYN, and the user knows within ten seconds.
 pub const DEADLINE: Duration = Duration::from_secs(8);
@@ -82,6 +82,36 @@ impl Targets {
             }
         }
         all
+    }
+}
+
+/// What a host's name means on this one, looked up beside other things.
+#[derive(Debug)]
+pub(crate) struct HostName {
+    name: String,
+    lookup: JoinHandle<io::Result<Vec<SocketAddr>>>,
+}
+
+impl HostName {
+    /// Starts looking up a host as the user named it.
+    pub(crate) fn look_up(host: &str) -> Self {
+        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let asked = name.clone();
+        let lookup = tokio::spawn(async move { Ok(lookup_host((asked.as_str(), 0)).await?.collect()) });
+        Self { name, lookup }
+    }
+
+    /// Its addresses; none where it has none, or is still being looked up in `patience` from now.
+    pub(crate) async fn addresses(self, patience: Duration) -> Vec<SocketAddr> {
+        let Self { name, lookup } = self;
+        let looked_up =
+            timeout(patience, lookup).await.map(|ended| ended.map_err(io::Error::other).flatten());
+        match looked_up {
+            Ok(Ok(addresses)) => return addresses,
+            Ok(Err(error)) => tracing::debug!("{name} does not resolve here: {error}"),
+            Err(_) => tracing::debug!("{name} does not resolve in time"),
+        }
+        Vec::new()
     }
 }
 
@@ -304,6 +334,23 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn a_name_is_looked_up_before_anybody_waits_for_it() {
+        let ips = async |host: &str, patience| {
+            let name = HostName::look_up(host);
+            while !name.lookup.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            let addresses: Vec<_> = name.addresses(patience).await.iter().map(SocketAddr::ip).collect();
+            addresses
+        };
+        // No time is left, and none is needed.
+        assert_eq!(ips("192.0.2.1", Duration::ZERO).await, [IpAddr::from([192, 0, 2, 1])]);
+        assert_eq!(ips("[2001:db8::1]", Duration::ZERO).await.len(), 1);
+        assert!(ips("localhost", Duration::ZERO).await.iter().any(IpAddr::is_loopback));
+        assert!(ips("no host\0", Duration::ZERO).await.is_empty());
+    }
+
     #[test]
     fn ports_are_shown_as_ranges() {
         assert_eq!(ports_shown(&[1232]), "port 1232");
@@ -371,9 +418,7 @@ mod tests {
         let to = listener.local_addr().unwrap();
         // As many as the queue holds, and one more; how many that is, is the kernel's affair.
         let mut held = vec![TcpStream::connect(to).await.unwrap(), TcpStream::connect(to).await.unwrap()];
-        while let Ok(Ok(stream)) =
-            tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(to)).await
-        {
+        while let Ok(Ok(stream)) = timeout(Duration::from_millis(200), TcpStream::connect(to)).await {
             held.push(stream);
         }
         let targets = targets(&["127.0.0.1"], &[to.port()], Family::Any);

@@ -6,7 +6,7 @@
 use crate::control::{
     ChannelEnd, ControlError, ControlReader, ControlWriter, Monitor, hung_up, out_of_turn, peer_failure,
 };
-use crate::dial::{self, Family, Targets};
+use crate::dial::{self, Family, HostName, Targets};
 use crate::establish::{self, Opening};
 use crate::exchange::refused;
 use crate::link::{HangUp, Observer, SessionError, TransferOptions};
@@ -124,6 +124,7 @@ pub struct Greeted<R, W> {
     session: SessionId,
     master: MasterSecret,
     job: NearJob,
+    name: HostName,
 }
 
 /// Exchanges hellos. The job leaves with the near one: a round trip earlier than if it were an answer. `deadline` includes
@@ -142,6 +143,8 @@ where
 {
     let (mut reader, mut writer) =
         (ControlReader::new(reader, escp_proto::Side::Near), ControlWriter::new(writer));
+    // While ssh logs in: a resolver that is slow, or has never heard of the name, holds up nothing then.
+    let name = HostName::look_up(&job.host);
     let random = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
     let session = establish::random_bytes().map_err(|error| GreetError::Broken(error.into()))?;
     let machine = establish::machine(&session);
@@ -166,7 +169,7 @@ where
     if hello.shares_machine_with(&far) {
         job.share_one_machine();
     }
-    Ok(Greeted { reader, writer, session: SessionId(session), master, job })
+    Ok(Greeted { reader, writer, session: SessionId(session), master, job, name })
 }
 
 /// Carries the session from the hellos to its agreed end.
@@ -187,7 +190,7 @@ where
     W: AsyncWrite + Unpin,
     E: AsyncFnOnce() -> Result<EngineHandle, SessionError>,
 {
-    let Greeted { mut reader, mut writer, session, master, job } = greeted;
+    let Greeted { mut reader, mut writer, session, master, job, name } = greeted;
     let options = job.engine_options(session, &master);
     drop(master);
     let mut stop = hang_up.subscribe();
@@ -208,7 +211,7 @@ where
     };
     note_listening(&job.host, &listening, &*observer);
     let mut monitor = Monitor::start(reader, job.host.clone(), hang_up);
-    let moved = connect_and_move(opening, &listening, &job, stop, observer).await;
+    let moved = connect_and_move(opening, (&listening, name), &job, stop, observer).await;
     conclude(moved, &job.host, &mut writer, &mut monitor).await
 }
 
@@ -356,7 +359,7 @@ fn note_listening(host: &str, listening: &Listening, observer: &dyn Observer) {
 /// From open engines to the agreed end of the transfer.
 async fn connect_and_move(
     mut opening: Opening,
-    listening: &Listening,
+    (listening, name): (&Listening, HostName),
     job: &NearJob,
     mut stop: watch::Receiver<Option<HangUp>>,
     observer: Arc<dyn Observer>,
@@ -365,7 +368,7 @@ async fn connect_and_move(
         biased;
         error = hung_up(&mut stop) => Err(error),
         asked = async {
-            connect(&mut opening, listening, job, &*observer).await?;
+            connect(&mut opening, (listening, name), job, &*observer).await?;
             request(&mut opening, job).await?;
             match job.transfer {
                 NearTransfer::Upload { .. } => Ok(0),
@@ -404,13 +407,13 @@ async fn connect_and_move(
 /// Dials the lanes, hands them to the engine and waits until both engines know each other.
 async fn connect(
     opening: &mut Opening,
-    listening: &Listening,
+    (listening, name): (&Listening, HostName),
     job: &NearJob,
     observer: &dyn Observer,
 ) -> Result<(), SessionError> {
     let targets = Targets {
         host: job.host.clone(),
-        addresses: addresses(&job.host, listening).await,
+        addresses: addresses(name, listening).await,
         ports: listening.ports.clone(),
         family: job.family,
     };
@@ -438,16 +441,10 @@ async fn connect(
 
 /// What the far side offers, then what the host's name means here: the far side's own address may not be the
 /// one that leads to it.
-async fn addresses(host: &str, listening: &Listening) -> Vec<SocketAddr> {
-    let port = listening.ports.first().copied().unwrap_or_default();
-    let mut all: Vec<_> = listening.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-    let name = host.trim_start_matches('[').trim_end_matches(']');
+async fn addresses(name: HostName, listening: &Listening) -> Vec<SocketAddr> {
+    let mut all: Vec<_> = listening.addresses.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
     let patience = if all.is_empty() { dial::DEADLINE } else { RESOLVE_DEADLINE };
-    match timeout(patience, tokio::net::lookup_host((name, port))).await {
-        Ok(Ok(resolved)) => all.extend(resolved),
-        Ok(Err(error)) => tracing::debug!("{name} does not resolve here: {error}"),
-        Err(_) => tracing::debug!("{name} does not resolve in time"),
-    }
+    all.extend(name.addresses(patience).await);
     all
 }
 

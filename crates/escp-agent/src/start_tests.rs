@@ -77,7 +77,7 @@ async fn both_ends_take_the_streams_of_one_machine_or_neither_does() {
         let far_side = far::serve(split(far_pipe), async || Ok(far_engine), settings, stop, |_| {}, observer);
         let ends = async { tokio::join!(near_side, far_side) };
         // Nothing listens on port 1 of loopback.
-        let (near_end, _) = tokio::time::timeout(LONG, ends).await.unwrap();
+        let (near_end, _) = tokio::time::timeout(LONG, Box::pin(ends)).await.unwrap();
         assert_eq!(near_end.unwrap_err().status, status::CONNECT);
         let streams = |asked: &Asked| asked.options.lock().unwrap().as_ref().map(|o| (o.streams, o.depth));
         let due = Some(if from_here { (2, 12) } else { (6, 4) });
