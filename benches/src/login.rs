@@ -21,6 +21,11 @@ pub(crate) fn eight() -> Contender {
     Contender::limit_without_files(EIGHT, command)
 }
 
+/// Whether a contender does nothing but log in.
+pub(crate) fn is_all_of(contender: &Contender) -> bool {
+    [ONE, EIGHT].contains(&contender.name.as_str())
+}
+
 /// How fast escp is against each limit, in all and once those who log in have done so; nothing where logging in was not
 /// measured.
 pub(crate) fn verdicts(all: &[Series]) -> Vec<String> {
@@ -30,9 +35,7 @@ pub(crate) fn verdicts(all: &[Series]) -> Vec<String> {
         let others = all.iter().filter(ran).filter(|Series { contender: other, .. }| {
             let limits = matches!(other.role, Role::Limit | Role::Floor);
             let otherwise = other.role == Role::Peer && other.login() != escp.contender.login();
-            other.lane == escp.contender.lane
-                && ![ONE, EIGHT].contains(&other.name.as_str())
-                && (limits || otherwise)
+            other.lane == escp.contender.lane && !is_all_of(other) && (limits || otherwise)
         });
         for other in others {
             let Some((whole, moving)) = against(all, escp, other) else { continue };

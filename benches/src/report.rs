@@ -216,6 +216,7 @@ pub(crate) fn history(workload: &Workload, all: &[Series], about: &Value) -> Vec
                 other.failure.is_none()
                     && other.contender.lane == escp.contender.lane
                     && other.contender.name != escp.contender.name
+                    && !crate::login::is_all_of(&other.contender)
                     && (other.contender.role != Role::Floor
                         || floor(all, other.contender.lane).is_some_and(|floor| std::ptr::eq(floor, *other)))
             });
