@@ -6,6 +6,10 @@ use rustix::process::Signal;
 use std::collections::HashMap;
 use std::io::{PipeWriter, Write};
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long strace may take to detach from what it watches.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 /// A system call that ended.
 #[derive(Debug)]
@@ -176,9 +180,13 @@ impl Strace {
     ///
     /// # Errors
     /// When what strace wrote cannot be read.
-    pub fn seen(self) -> Checked<Calls> {
+    pub fn seen(mut self) -> Checked<Calls> {
         self.running.signal(Signal::INT)?;
-        self.running.end()?;
+        // Now and then it waits for good for a thread that ended meanwhile. Killed, it lets go as well, and nothing is lost:
+        // no call goes on before strace has written it down, so what an end depends on stands there when the end is seen.
+        let _ =
+            wait_until("strace to let go", LETTING_GO, || self.running.is_running().is_ok_and(|runs| !runs));
+        drop(self.running);
         Ok(Calls::parse(&String::from_utf8_lossy(&std::fs::read(self.output)?)))
     }
 }
