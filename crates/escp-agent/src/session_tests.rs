@@ -383,9 +383,9 @@ async fn a_near_side_that_breaks_the_protocol_gets_no_engine() {
     }
 }
 
-#[tokio::test]
-async fn a_request_that_overtakes_the_last_lane_is_heard() {
-    let request = Request {
+/// A request for one source, in files or without.
+fn download_request(dummy: bool) -> AgentMessage {
+    AgentMessage::Request(Request {
         transfer: Transfer::Download { sources: vec![b"dummy:1".to_vec()] },
         recursive: false,
         preserve: false,
@@ -393,9 +393,13 @@ async fn a_request_that_overtakes_the_last_lane_is_heard() {
         durable: true,
         direct: true,
         checksum: true,
-        dummy: false,
-    };
-    let request = AgentMessage::Request(request).encode().unwrap();
+        dummy,
+    })
+}
+
+#[tokio::test]
+async fn a_request_that_overtakes_the_last_lane_is_heard() {
+    let request = download_request(false).encode().unwrap();
     let (near, far) = duplex(1 << 16);
     let (_near_reader, mut near_writer) = split(near);
     near_writer.write_all(&job_bytes("uring")).await.unwrap();

@@ -254,17 +254,7 @@ async fn a_far_receiver_gives_credit_before_it_is_asked() {
 async fn a_credit_that_overtakes_the_last_lane_is_used_at_once() {
     let job = ControlMessage::Job(Job { far_sends: true, ..job("dummy") }).encode_frame().unwrap();
     let job = [hello(VERSION, VERSION, [3; 16]).encode_frame(), job].concat();
-    let request = AgentMessage::Request(Request {
-        transfer: Transfer::Download { sources: vec![b"dummy:1".to_vec()] },
-        recursive: false,
-        preserve: false,
-        inplace: false,
-        durable: true,
-        direct: true,
-        checksum: true,
-        dummy: true,
-    });
-    let early = vec![request, AgentMessage::Credit { entries: 5 }];
+    let early = vec![download_request(true), AgentMessage::Credit { entries: 5 }];
     let said = said_by_far(&job, early, |message| matches!(message, AgentMessage::Offer(_))).await;
     assert!(
         matches!(&said[..], [AgentMessage::Accept(_), AgentMessage::Scanned(_), AgentMessage::Offer(_)]),
