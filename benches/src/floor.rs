@@ -40,7 +40,7 @@ pub(crate) struct FloorArgs {
     #[arg(long, default_value = "1G", value_parser = escp_config::parse_size)]
     size: u64,
     /// Bytes of the sockets' buffers. Without: as escp does on one machine, small if each core has a stream, else the
-    /// kernel's own, and without pacing.
+    /// kernel's own.
     #[arg(long)]
     buffer: Option<usize>,
     /// File to read; without it nothing is read or written.
@@ -163,12 +163,9 @@ fn fit(socket: &TcpStream, args: &FloorArgs) -> Checked {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let small = (usize::from(args.streams) >= cores).then_some(128 << 10);
     let options = socket2::SockRef::from(socket);
-    match args.buffer.or(small) {
-        Some(buffer) => {
-            options.set_send_buffer_size(buffer)?;
-            options.set_recv_buffer_size(buffer)?;
-        }
-        None => options.set_tcp_congestion(b"reno")?,
+    if let Some(buffer) = args.buffer.or(small) {
+        options.set_send_buffer_size(buffer)?;
+        options.set_recv_buffer_size(buffer)?;
     }
     Ok(())
 }

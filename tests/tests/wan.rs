@@ -89,14 +89,20 @@ fn congestion_control_is_chosen_on_both_hosts_or_refused_in_words() -> Checked {
     };
     for (way, host) in [(Way::Up, Host::Daemon), (Way::Down, Host::Embedded)] {
         let world = world(host, Link::new(20 * MS, Some(40_000_000)), way, 8 * tree::MIB)?;
-        let running = way.escp(&world, &["--congestion", other, "-t", "3"], &["big"], "big").start()?;
-        parts::wait_until_moving(&way.target(&world))?;
-        for far in [false, true] {
-            let shown = connections(&world, far)?;
-            let with = shown.lines().filter(|line| line.split_whitespace().any(|word| word == other)).count();
-            ensure!(with >= 3, "{with} connections with {other}, far: {far}:\n{shown}");
+        // Without a word it is each host's own, also where a connection began with another.
+        for (flags, name, copy) in
+            [(&["-t", "3"][..], &own[0], "first"), (&["--congestion", other, "-t", "3"], other, "big")]
+        {
+            let running = way.escp(&world, flags, &["big"], copy).start()?;
+            parts::wait_until_moving(&way.target(&world))?;
+            for far in [false, true] {
+                let shown = connections(&world, far)?;
+                let with =
+                    shown.lines().filter(|line| line.split_whitespace().any(|word| word == name)).count();
+                ensure!(with >= 3, "{with} connections with {name}, far: {far}:\n{shown}");
+            }
+            running.end()?.expect_status(0)?;
         }
-        running.end()?.expect_status(0)?;
         let unknown = way.escp(&world, &["--congestion", "nosuch"], &["big"], "again").end()?;
         unknown.expect_status(3)?.expect_stderr("net.ipv4.tcp_available_congestion_control")?;
         if let Some(forbidden) = available.iter().find(|name| !allowed.contains(name)) {

@@ -1,7 +1,9 @@
 //! The floor's two processes: how the sending one starts the receiving one, and how its streams reach it.
 
+use escp_sys::congestion;
 use escp_testkit::{Checked, Trouble};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use socket2::{Domain, Socket, Type};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -68,7 +70,10 @@ fn told(mut child: Child) -> Checked<Option<String>> {
 /// Connects all streams to the receiving process, each with its number in front.
 pub(super) fn connect(address: SocketAddr, streams: u16) -> Checked<Vec<TcpStream>> {
     let connect = |stream: u16| -> Checked<TcpStream> {
-        let mut socket = TcpStream::connect(address)?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        congestion::before_connecting(&socket, address.ip(), None);
+        socket.connect(&address.into())?;
+        let mut socket = TcpStream::from(socket);
         socket.write_all(&stream.to_be_bytes())?;
         Ok(socket)
     };

@@ -6,12 +6,14 @@
 
 use crate::link::SessionError;
 use crate::status;
+use escp_sys::congestion;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
@@ -56,7 +58,7 @@ impl Family {
     }
 }
 
-/// Where the far engine may be reached.
+/// Where the far engine may be reached, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Targets {
     /// The host as the user named it, for messages.
@@ -67,6 +69,8 @@ pub struct Targets {
     pub ports: Vec<u16>,
     /// Family to keep to.
     pub family: Family,
+    /// Congestion control that is asked for.
+    pub congestion: Option<Arc<str>>,
 }
 
 impl Targets {
@@ -173,9 +177,12 @@ async fn dial_within(targets: &Targets, count: usize, time: Duration) -> Result<
     // Dropped, it gives up what it dialled.
     let mut bet = JoinSet::new();
     if let Some(to) = favourite {
-        bet.spawn(others(to, more, deadline));
+        bet.spawn(others(to, more, deadline, targets.congestion.clone()));
     }
-    let first = timeout_at(deadline, race(candidates, &mut refusals)).await.ok().flatten();
+    let first = timeout_at(deadline, race(candidates, targets.congestion.as_ref(), &mut refusals))
+        .await
+        .ok()
+        .flatten();
     let Some((to, first)) = first else { return Err(unreachable(targets, &refusals, time)) };
     tracing::debug!("data goes to {to}");
     let mut sockets = vec![handed_over(first, to)?];
@@ -183,7 +190,7 @@ async fn dial_within(targets: &Targets, count: usize, time: Duration) -> Result<
     drop(bet);
     sockets.extend(match won {
         Some(others) => others?,
-        None => others(to, more, deadline).await?,
+        None => others(to, more, deadline, targets.congestion.clone()).await?,
     });
     Ok(Lanes { to, sockets })
 }
@@ -191,6 +198,7 @@ async fn dial_within(targets: &Targets, count: usize, time: Duration) -> Result<
 /// Races the candidates; `None` when all were refused. What each failure was is left in `refusals`.
 async fn race(
     mut candidates: VecDeque<SocketAddr>,
+    congestion: Option<&Arc<str>>,
     refusals: &mut Vec<(SocketAddr, io::Error)>,
 ) -> Option<(SocketAddr, TcpStream)> {
     let total = u32::try_from(candidates.len()).unwrap_or(u32::MAX).max(1);
@@ -212,7 +220,8 @@ async fn race(
             },
             () = sleep_until(next_at), if !candidates.is_empty() => {
                 if let Some(to) = candidates.pop_front() {
-                    attempts.spawn(async move { (to, TcpStream::connect(to).await) });
+                    let congestion = congestion.cloned();
+                    attempts.spawn(async move { (to, connect(to, congestion.as_deref()).await) });
                 }
                 next_at = Instant::now() + stagger;
             }
@@ -222,12 +231,18 @@ async fn race(
 
 /// Connects the other lanes to where the first one succeeded. A full backlog refuses for a moment, so each
 /// is tried until the deadline.
-async fn others(to: SocketAddr, count: usize, deadline: Instant) -> Result<Vec<OwnedFd>, SessionError> {
+async fn others(
+    to: SocketAddr,
+    count: usize,
+    deadline: Instant,
+    congestion: Option<Arc<str>>,
+) -> Result<Vec<OwnedFd>, SessionError> {
     let mut attempts = JoinSet::new();
     for _ in 0..count {
+        let congestion = congestion.clone();
         attempts.spawn(async move {
             loop {
-                match timeout_at(deadline, TcpStream::connect(to)).await {
+                match timeout_at(deadline, connect(to, congestion.as_deref())).await {
                     Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut)),
                     Ok(Ok(stream)) => return Ok(stream),
                     Ok(Err(error)) if Instant::now() + RETRY_PAUSE > deadline => return Err(error),
@@ -250,6 +265,12 @@ async fn others(to: SocketAddr, count: usize, deadline: Instant) -> Result<Vec<O
         sockets.push(handed_over(stream, to)?);
     }
     Ok(sockets)
+}
+
+async fn connect(to: SocketAddr, congestion: Option<&str>) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    congestion::before_connecting(&socket, to.ip(), congestion);
+    socket.connect(to).await
 }
 
 /// The socket in blocking mode: an engine chooses its own mode, and io_uring wants this one.
@@ -314,7 +335,7 @@ mod tests {
 
     fn targets(addresses: &[&str], ports: &[u16], family: Family) -> Targets {
         let addresses = addresses.iter().map(|a| SocketAddr::new(a.parse().unwrap(), 0)).collect();
-        Targets { host: "box".into(), addresses, ports: ports.to_vec(), family }
+        Targets { host: "box".into(), addresses, ports: ports.to_vec(), family, congestion: None }
     }
 
     #[test]
@@ -373,8 +394,8 @@ mod tests {
     }
 
     /// A port of loopback that is taken, so that nobody else gets it, and refuses connections.
-    fn closed() -> (tokio::net::TcpSocket, u16) {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    fn closed() -> (TcpSocket, u16) {
+        let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let port = socket.local_addr().unwrap().port();
         (socket, port)
@@ -412,7 +433,7 @@ mod tests {
     /// A listener whose backlog is full drops further SYNs, as a firewall does.
     #[tokio::test]
     async fn a_filtered_port_is_named_at_the_deadline() {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(1).unwrap();
         let to = listener.local_addr().unwrap();

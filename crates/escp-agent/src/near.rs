@@ -416,6 +416,7 @@ async fn connect(
         addresses: addresses(name, listening).await,
         ports: listening.ports.clone(),
         family: job.family,
+        congestion: job.congestion.as_deref().map(Into::into),
     };
     let lanes = dial::dial(&targets, usize::from(job.streams) + 1).await?;
     observer.note(&format!("{}: {} data connections to {}", job.host, lanes.sockets.len(), lanes.to));

@@ -9,6 +9,7 @@
 use crate::AcceptedLane;
 use escp_crypto::RouteKey;
 use escp_proto::first_packet::{FIRST_PACKET_LEN, FirstPacket};
+use escp_sys::congestion;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -80,6 +81,7 @@ pub async fn accept_lanes(
     let _closes_all = CloseOnDrop(Arc::clone(&gate));
     let mut loops = JoinSet::new();
     for listener in listeners {
+        congestion::before_accepting(&listener);
         let usable = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
         match usable {
             Ok(listener) => {

@@ -5,7 +5,9 @@ use crate::shared::Shared;
 use escp_crypto::{Flow, MasterSecret, Opener, Sealer, StreamContext};
 use escp_engine_api::{JobOptions, Side, Stage};
 use escp_proto::first_packet::{ANSWER_LEN, Answer, FIRST_PACKET_LEN, FirstPacket};
+use escp_sys::congestion;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,9 +25,6 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// length that more bytes could fill: they would only wait, and have left the cache when their turn comes. The kernel
 /// doubles it, for its own book-keeping (socket(7)). Measured: docs/decisions/0009-on-one-machine.md.
 const BUFFER_ON_ONE_MACHINE: usize = 128 * 1024;
-/// The congestion control of a connection that does not leave this machine, where there is none: what every kernel
-/// has and lets everybody choose (tcp(7)), and no timer paces.
-const NO_CONGESTION: &[u8] = b"reno";
 
 /// A lane whose other end proved that it knows the session's secret.
 pub(crate) struct ProvenLane {
@@ -63,7 +62,7 @@ fn socket(shared: &Shared, descriptor: OwnedFd) -> io::Result<TcpStream> {
     options.set_tcp_nodelay(true)?;
     options.set_tcp_user_timeout(Some(SILENCE_LIMIT))?;
     if let Some(name) = &shared.options.congestion {
-        options.set_tcp_congestion(name.as_bytes())?;
+        congestion::set(&socket, name)?;
     }
     socket.set_nonblocking(true)?;
     TcpStream::from_std(socket)
@@ -108,6 +107,9 @@ pub(crate) async fn answer(
     descriptor: OwnedFd,
 ) -> Result<ProvenLane, HandshakeError> {
     let mut socket = socket(shared, descriptor)?;
+    if shared.options.congestion.is_none() && !stays_here((socket.peer_addr()?, socket.local_addr()?)) {
+        congestion::leave_to_the_host(&socket)?;
+    }
     let first = FirstPacket::decode(&packet)?;
     let session = shared.options.session.0;
     let route = master.route_key(&session);
@@ -157,17 +159,18 @@ pub(crate) fn admit(
 /// of it in turn, and little may wait in between. With fewer streams, the two ends of one work at the same time, and
 /// the kernel's own sizes keep them from waiting for each other.
 fn fit_to_one_machine(job: &JobOptions, socket: &std::net::TcpStream) -> io::Result<()> {
-    if socket.peer_addr()?.ip() != socket.local_addr()?.ip() {
-        return Ok(());
-    }
-    let socket = socket2::SockRef::from(socket);
-    if usize::from(job.streams) >= cores(&job.cpus) {
+    let ends = (socket.peer_addr()?, socket.local_addr()?);
+    if stays_here(ends) && usize::from(job.streams) >= cores(&job.cpus) {
+        let socket = socket2::SockRef::from(socket);
         socket.set_send_buffer_size(BUFFER_ON_ONE_MACHINE)?;
         socket.set_recv_buffer_size(BUFFER_ON_ONE_MACHINE)?;
-    } else if job.congestion.is_none() {
-        socket.set_tcp_congestion(NO_CONGESTION)?;
     }
     Ok(())
+}
+
+/// Whether a connection between two addresses does not leave this machine.
+fn stays_here((peer, own): (SocketAddr, SocketAddr)) -> bool {
+    peer.ip() == own.ip()
 }
 
 /// Lets silence on a data lane mean that its way is dead, and nothing else: a peer's process may wait for its disk, on
@@ -201,12 +204,10 @@ mod tests {
         let small = connect(&each_core);
         assert_eq!(SockRef::from(&small).send_buffer_size().unwrap(), 2 * BUFFER_ON_ONE_MACHINE);
         assert_eq!(SockRef::from(&small).recv_buffer_size().unwrap(), 2 * BUFFER_ON_ONE_MACHINE);
-        let few = JobOptions { streams: 1, ..each_core };
-        let congestion = |socket: &std::net::TcpStream| SockRef::from(socket).tcp_congestion().unwrap();
-        assert!(congestion(&connect(&few)).starts_with(NO_CONGESTION));
-        let asked = JobOptions { congestion: Some("cubic".into()), ..few };
         let untouched = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert_eq!(congestion(&connect(&asked)), congestion(&untouched));
+        let few = connect(&JobOptions { streams: 1, ..each_core });
+        let size = |socket: &std::net::TcpStream| SockRef::from(socket).send_buffer_size().unwrap();
+        assert_eq!(size(&few), size(&untouched));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! This crate and `escp-buf` are the only ones with `unsafe` code; see `docs/ARCHITECTURE.md`.
 
 pub mod account;
+pub mod congestion;
 pub mod counters;
 pub mod heap;
 pub mod interface;
