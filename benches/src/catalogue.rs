@@ -3,8 +3,8 @@
 use crate::args::MeasureArgs;
 use crate::contender::{Contender, GCM, Role, Trip, peers};
 use crate::ground::{Ground, Medium};
-use crate::workload::{Unit, Workload, files, gib, iperf, streams};
-use crate::{distance, floor, login};
+use crate::workload::{Unit, Workload, files, gib, streams};
+use crate::{distance, floor, iperf, login};
 use escp_testkit::tree;
 use escp_testkit::wan::Link;
 use escp_testkit::{Checked, Trouble};
@@ -102,7 +102,7 @@ fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Check
         contenders.push(Contender::limit("cp", "cp --reflink=never {source} {out}/{name}"));
     }
     contenders.push(login::one());
-    contenders.extend(iperf(args, streams(args)));
+    contenders.extend(iperf::limit(args, streams(args)));
     let title = format!("one random file, {} to {}", medium.name(), medium.name());
     Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))
 }

@@ -3,9 +3,10 @@
 use crate::args::MeasureArgs;
 use crate::contender::{Contender, Role, Trip};
 use crate::ground::{Ground, Medium};
+use crate::iperf;
 use crate::login;
 use crate::series::{Series, median};
-use crate::workload::{Unit, Workload, files, gib, iperf};
+use crate::workload::{Unit, Workload, files, gib};
 use escp_testkit::{Checked, tree};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ pub(crate) fn file(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<W
     tree::file(&source, args.size, 1)?;
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[]), login::one(), floor(streams)];
-    contenders.extend(iperf(args, streams));
+    contenders.extend(iperf::limit(args, streams));
     let rate =
         rate.map_or_else(|| "as fast as it goes".to_owned(), |rate| format!("{} Mb/s", rate / 1_000_000));
     let title = format!("one random file over {} ms, {rate}, tmpfs", round_trip.as_millis());

@@ -7,6 +7,7 @@ mod contender;
 mod distance;
 mod floor;
 mod ground;
+mod iperf;
 mod login;
 mod machine;
 mod model;

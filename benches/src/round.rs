@@ -3,10 +3,11 @@
 use crate::args::MeasureArgs;
 use crate::contender::{Contender, Role, Trip};
 use crate::ground::{Ground, Medium, drop_caches, with_memory_lock};
+use crate::iperf;
 use crate::machine::{Cost, Meter};
 use crate::series::Series;
 use crate::workload::Workload;
-use escp_testkit::run::{Run, Running};
+use escp_testkit::run::Running;
 use escp_testkit::scratch::give;
 use escp_testkit::{Checked, Trouble};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,7 +16,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Runs all rounds of a workload. `interrupted` ends them.
 pub(crate) fn run(
@@ -99,13 +100,16 @@ fn once(
         wan.change(|link| link.delay = delay);
     }
     let involved = if contender.is_escp() { ground.daemons() } else { Vec::new() };
-    let server = if contender.is_iperf() { Some(iperf_server(ground)?) } else { None };
+    let server = if contender.is_iperf() { Some(iperf::server(ground)?) } else { None };
     let meter = Meter::begin(ground.group.as_ref(), &ground.world.near_network, &involved)?;
     let running = start(contender, ground, trip, args)?;
     let ended = wait(&running, meter.start() + args.patience, interrupted)?;
     let outcome = running.end()?.expect_status(0)?;
     let mut cost = meter.end(ended)?;
     cost.parts = parts(&outcome.stdout);
+    if server.is_some() {
+        cost = iperf::whole(cost, &outcome.stdout)?;
+    }
     drop(server);
     if contender.makes_files {
         let made = out.join(&trip.name);
@@ -151,25 +155,6 @@ fn wait(running: &Running, deadline: Instant, interrupted: &AtomicBool) -> Check
             return Err(Trouble::new("it took longer than --patience allows"));
         }
     }
-}
-
-/// iperf3's server for one client. It goes with the value.
-fn iperf_server(ground: &Ground) -> Checked<Running> {
-    let world = &ground.world;
-    let server = Run::new("iperf3", Some(&world.users.far)).network(world.far_network());
-    let server = server.args(["-s", "-1"]).patience(Duration::from_secs(3600)).start()?;
-    // It answers nobody but a client, so that it listens can only be seen.
-    for _ in 0..200 {
-        let listening =
-            world.far_network().inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp6"))??;
-        let plain = world.far_network().inside(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
-        // 5201, its port.
-        if listening.contains(":1451 ") || plain.contains(":1451 ") {
-            return Ok(server);
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Err(Trouble::new("iperf3 does not listen"))
 }
 
 /// Compares copy and source: always their sizes, and byte by byte if `thoroughly`.

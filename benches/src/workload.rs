@@ -64,14 +64,6 @@ pub(crate) fn streams(args: &MeasureArgs) -> u16 {
     args.streams.unwrap_or_else(|| on_one_machine.clamp(1, escp_config::Config::default().streams))
 }
 
-pub(crate) fn iperf(args: &MeasureArgs, streams: u16) -> Option<Contender> {
-    // Its -n is the sum over all streams.
-    let command = format!("iperf3 -c {{address}} -P {streams} -n {} > /dev/null", args.size);
-    escp_testkit::run::program("iperf3")
-        .ok()
-        .map(|_| Contender::limit_without_files("iperf3, clear", &command))
-}
-
 /// Makes `count` files of `least` to `most` bytes, small ones as likely as big ones, in directories of 500.
 /// Returns their bytes.
 pub(crate) fn files(root: &Path, count: u32, least: u64, most: u64) -> Checked<u64> {
