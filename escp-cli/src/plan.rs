@@ -25,10 +25,6 @@ const DEFAULT_PORT_COUNT: u16 = 10;
 const LOGIN_DEADLINE: Duration = Duration::from_secs(600);
 /// The same where nobody can be asked.
 const BATCH_LOGIN_DEADLINE: Duration = Duration::from_secs(180);
-/// Bytes of blocks that a session's streams work on at a time, where blocks may become smaller for it...
-const BLOCKS_IN_WORK: u32 = 8 << 20;
-/// ...but not smaller than this: below, each record's own costs weigh.
-const LEAST_BLOCK: u32 = 512 << 10;
 
 /// A session to start.
 #[derive(Debug, Clone)]
@@ -235,7 +231,7 @@ fn job(args: &Args, config: &Config, kinds: &Kinds, ends: Ends) -> Result<NearJo
         if cpus.is_empty() { thread::available_parallelism().map_or(1, usize::from) } else { cpus.len() };
     let (streams, streams_on_one_machine) = streams(speed.parallel, config.streams, cores)?;
     let block_size = block_size(speed.blocksize.as_deref())?
-        .unwrap_or_else(|| config.limits.block_size(streams, block_for(speed.parallel, config.block_size)));
+        .unwrap_or_else(|| config.limits.block_size(streams, config.block_size));
     let depth = match speed.depth {
         Some(depth) if !(2..=64).contains(&depth) => return Err(format!("--depth {depth}: 2 to 64")),
         Some(depth) => depth,
@@ -298,13 +294,6 @@ fn streams(asked: Option<u16>, usual: u16, cores: usize) -> Result<(u16, u16), S
         Some(streams) if (1..=MAX_STREAMS).contains(&streams) => Ok((streams, streams)),
         Some(streams) => Err(format!("-t {streams}: 1 to {MAX_STREAMS} data connections are possible")),
     }
-}
-
-/// Blocks where only the number of streams is asked for: many of them do with smaller ones, so that the blocks
-/// they work on at a time stay in cache (16 streams on two cores: 0.53 instead of 0.60 CPU-s/GiB).
-fn block_for(streams: Option<u16>, usual: u32) -> u32 {
-    let share = BLOCKS_IN_WORK / u32::from(streams.unwrap_or(1).max(1));
-    usual.min(share.next_power_of_two().max(LEAST_BLOCK))
 }
 
 /// `-l`: Kbit/s, or with a unit bits per second.

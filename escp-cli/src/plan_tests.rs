@@ -139,18 +139,6 @@ fn one_machine_gets_no_more_streams_than_it_serves() {
 }
 
 #[test]
-fn many_streams_take_smaller_blocks() {
-    let block = |line: &str| planned(line).unwrap().job.options.block_size;
-    assert_eq!(block("a h:"), 2 << 20);
-    assert_eq!(block("-t 4 a h:"), 2 << 20);
-    assert_eq!(block("-t 6 a h:"), 2 << 20);
-    assert_eq!(block("-t 8 a h:"), 1 << 20);
-    assert_eq!(block("-t 16 a h:"), 512 << 10);
-    assert_eq!(block("-t 256 a h:"), 512 << 10);
-    assert_eq!(block("-t 256 --blocksize 4M a h:"), 4 << 20);
-}
-
-#[test]
 fn engines_are_chosen_per_role_not_per_host() {
     let kinds = |line: &str| {
         let job = planned(line).unwrap().job;

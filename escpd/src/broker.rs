@@ -220,7 +220,10 @@ impl Broker {
             _ = self.signals.terminate.recv() => Happened::Stop,
             _ = self.signals.interrupt.recv() => Happened::Stop,
             _ = self.signals.hang_up.recv() => Happened::Reload,
-            Some(_) = self.sessions.join_next() => Happened::SessionOver,
+            Some(_) = self.sessions.join_next() => {
+                self.paces.tell_sessions(self.sessions.len());
+                Happened::SessionOver
+            }
             () = tick => Happened::WatchdogDue,
             () = grace => Happened::GraceOver,
         }
@@ -237,7 +240,10 @@ impl Broker {
         }
         self.next_key += 1;
         match Session::start(&self.hall, self.next_key, uid, connection, self.paces.of(uid)) {
-            Ok(session) => drop(self.sessions.spawn(session.run(self.hall.clone(), self.start()))),
+            Ok(session) => {
+                self.sessions.spawn(session.run(self.hall.clone(), self.start()));
+                self.paces.tell_sessions(self.sessions.len());
+            }
             Err((error, connection)) => {
                 tracing::error!(uid, %error, "cannot start a worker");
                 let why = format!("escpd cannot start a worker process: {error}");

@@ -1,4 +1,4 @@
-//! The rate of each user, which that user's workers keep together.
+//! The rate of each user, which that user's workers keep together, and how many sessions there are in all.
 
 use escp_engine::pace::Pace;
 use escp_sys::counters::CounterPage;
@@ -10,13 +10,14 @@ use std::sync::{Arc, Weak};
 #[derive(Debug, Default)]
 pub(crate) struct Paces {
     rate: Option<u64>,
+    sessions: usize,
     pages: BTreeMap<u32, Weak<CounterPage>>,
 }
 
 impl Paces {
     /// With this many bits per second for each user.
     pub(crate) fn new(rate: Option<u64>) -> Self {
-        Self { rate, pages: BTreeMap::new() }
+        Self { rate, sessions: 0, pages: BTreeMap::new() }
     }
 
     /// The page of a user, for as long as somebody holds it: each of the user's sessions.
@@ -29,7 +30,9 @@ impl Paces {
             return Ok(page);
         }
         let page = Arc::new(CounterPage::new()?);
-        Pace::new(Arc::clone(&page)).limit(self.rate);
+        let pace = Pace::new(Arc::clone(&page));
+        pace.limit(self.rate);
+        pace.tell_sessions(self.sessions);
         self.pages.insert(uid, Arc::downgrade(&page));
         Ok(page)
     }
@@ -37,7 +40,17 @@ impl Paces {
     /// Changes the rate, of sessions that are running too.
     pub(crate) fn change(&mut self, rate: Option<u64>) {
         self.rate = rate;
-        self.pages.values().filter_map(Weak::upgrade).for_each(|page| Pace::new(page).limit(rate));
+        self.running().for_each(|pace| pace.limit(rate));
+    }
+
+    /// Tells every session how many there are now.
+    pub(crate) fn tell_sessions(&mut self, count: usize) {
+        self.sessions = count;
+        self.running().for_each(|pace| pace.tell_sessions(count));
+    }
+
+    fn running(&self) -> impl Iterator<Item = Pace> {
+        self.pages.values().filter_map(Weak::upgrade).map(Pace::new)
     }
 }
 
@@ -55,6 +68,9 @@ mod tests {
         assert_eq!((rate(&first), rate(&other)), (1_000_000, 1_000_000));
         paces.change(None);
         assert_eq!((rate(&first), rate(&other)), (0, 0));
+        let sessions = |page: &CounterPage| page.counters()[2].load(Relaxed);
+        paces.tell_sessions(3);
+        assert_eq!((sessions(&first), sessions(&other), sessions(&paces.of(3).unwrap())), (3, 3, 3));
         drop((first, second, other));
         paces.change(Some(16_000_000));
         assert_eq!(rate(&paces.of(1).unwrap()), 2_000_000);

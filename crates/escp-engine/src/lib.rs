@@ -23,6 +23,7 @@ pub mod placement;
 mod plan;
 mod rate;
 mod session;
+mod share;
 mod shared;
 mod standstill;
 mod uring;
@@ -52,7 +53,7 @@ pub struct Host {
     /// Bytes of buffers that a session's blocks in flight may take (`limits.memory_per_session`); `None`: what it
     /// asks for. One that cannot work within them is refused.
     pub memory: Option<u64>,
-    /// A rate shared with other sessions, beside the job's own.
+    /// A rate shared with other sessions, beside the job's own, and how many there are.
     pub pace: Option<Pace>,
     /// Who wants to know where the session's data threads run; told once, with the first data lane.
     pub placed: Option<oneshot::Sender<Placement>>,

@@ -1,14 +1,16 @@
-//! A rate that sessions in several processes share: those of one user, in a daemon.
+//! A rate that sessions in several processes share: those of one user, in a daemon. And how many sessions share the
+//! host, whosever they are.
 
 use escp_sys::counters::CounterPage;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Slots of the page: bytes a second (0: no limit), and when all that was admitted will have been due, in
-/// nanoseconds of the monotonic clock, which is the same for all processes of a host.
+/// Slots of the page: bytes a second (0: no limit), when all that was admitted will have been due, in nanoseconds of
+/// the monotonic clock, which is the same for all processes of a host, and sessions on the host.
 const RATE: usize = 0;
 const DUE: usize = 1;
+const SESSIONS: usize = 2;
 /// How far ahead of the rate a burst may run, as for a session's own.
 const BURST: u64 = 50_000_000;
 /// Nobody is told to wait longer for those before it, whatever is on the page: far more than a record of every
@@ -32,6 +34,16 @@ impl Pace {
         self.0.counters()[RATE].store(bytes, Relaxed);
         // What was admitted at the old rate is not held against the new one.
         self.0.counters()[DUE].store(0, Relaxed);
+    }
+
+    /// Says how many sessions the host has now, to whom that may concern.
+    pub fn tell_sessions(&self, count: usize) {
+        self.0.counters()[SESSIONS].store(count as u64, Relaxed);
+    }
+
+    /// How many sessions the host has now, at least this one.
+    pub(crate) fn sessions(&self) -> u64 {
+        self.0.counters()[SESSIONS].load(Relaxed).max(1)
     }
 
     /// Whether there is a limit now.

@@ -1,6 +1,7 @@
 //! What the sending streams do next: blocks of one file go to whichever stream asks.
 
 use crate::files::File;
+use crate::share::Share;
 use escp_engine_api::{Extent, ExtentKind};
 use escp_proto::block::{HEADER_LEN, MAX_PACKED_FILE_LEN, MAX_PACKED_FILES};
 use std::collections::VecDeque;
@@ -17,7 +18,9 @@ pub(crate) struct Plan {
     queue: Mutex<Queue>,
     /// Woken when there is work, or when there will be no more.
     pub(crate) changed: Notify,
-    block_size: u64,
+    share: Share,
+    /// There are no files, only memory.
+    dummy: bool,
 }
 
 #[derive(Debug, Default)]
@@ -48,8 +51,8 @@ pub(crate) enum Next {
 }
 
 impl Plan {
-    pub(crate) fn new(block_size: u32) -> Self {
-        Self { queue: Mutex::default(), changed: Notify::new(), block_size: block_size.into() }
+    pub(crate) fn new(share: Share, dummy: bool) -> Self {
+        Self { queue: Mutex::default(), changed: Notify::new(), share, dummy }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -83,10 +86,12 @@ impl Plan {
         })
     }
 
-    /// Cuts the next block off the first extent. Blocks end at multiples of the block size, so that
+    /// Cuts the next block off the first extent. Blocks end at multiples of their size, so that
     /// blocks of a file with holes are aligned again after the first.
     fn cut(&self, queue: &mut Queue, file: Arc<File>, extent: Extent) -> Work {
-        let to_boundary = self.block_size - extent.offset % self.block_size;
+        let in_memory = self.dummy || file.spec().in_memory;
+        let block = if in_memory { self.share.in_cache() } else { self.share.whole() };
+        let to_boundary = block - extent.offset % block;
         let length = match extent.kind {
             ExtentKind::Data => extent.length.min(to_boundary),
             ExtentKind::Hole => extent.length,
@@ -108,7 +113,7 @@ impl Plan {
     /// Takes small files from the front until a record is full.
     fn pack(&self, queue: &mut Queue) -> Vec<Arc<File>> {
         let mut files = Vec::new();
-        let mut room = self.block_size.min(PACK);
+        let mut room = self.share.whole().min(PACK);
         while let Some((file, extent)) = queue.extents.front() {
             let need = extent.length + HEADER_LEN as u64;
             if !packable(file, extent) || need > room || files.len() as u64 >= MAX_PACKED_FILES {
@@ -135,9 +140,14 @@ fn packable(file: &File, extent: &Extent) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use escp_engine_api::FileSpec;
+    use escp_engine_api::{Direction, FileSpec, JobOptions, Secret, SessionId, Side};
 
     const BLOCK: u32 = 262_144;
+
+    fn plan() -> Plan {
+        let job = JobOptions::new(SessionId([1; 16]), Secret([2; 32]), Side::Near, Direction::Send);
+        Plan::new(Share::new(None, &JobOptions { block_size: BLOCK, ..job }), false)
+    }
 
     fn file(number: u64, size: u64) -> Arc<File> {
         let spec = FileSpec { number, size, direct_alignment: 0, in_memory: false, sparse: false };
@@ -151,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_large_file_is_cut_into_blocks_and_its_tail() {
-        let plan = Plan::new(BLOCK);
+        let plan = plan();
         plan.add([whole(&file(1, 2 * u64::from(BLOCK) + 5))]);
         let mut ranges = Vec::new();
         while let Next::Work(Work::Block { offset, length, .. }) = plan.next() {
@@ -165,7 +175,7 @@ mod tests {
 
     #[test]
     fn blocks_after_a_hole_are_aligned_again() {
-        let plan = Plan::new(BLOCK);
+        let plan = plan();
         let file = file(1, 10 * u64::from(BLOCK));
         let extent = Extent { file: 1, offset: 4096, length: u64::from(BLOCK), kind: ExtentKind::Data };
         plan.add([(file, extent)]);
@@ -177,7 +187,7 @@ mod tests {
 
     #[test]
     fn small_files_share_a_record_and_never_overfill_it() {
-        let plan = Plan::new(BLOCK);
+        let plan = plan();
         let files: Vec<_> = (1..=9).map(|n| file(n, 100_000)).collect();
         plan.add(files.iter().map(whole));
         let mut packs = Vec::new();
@@ -189,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_failed_file_is_not_worked_on() {
-        let plan = Plan::new(BLOCK);
+        let plan = plan();
         let (bad, good) = (file(1, 10 * u64::from(BLOCK)), file(2, 3));
         plan.add([whole(&bad), whole(&good)]);
         assert!(matches!(plan.next(), Next::Work(Work::Block { .. })));

@@ -7,6 +7,7 @@ use crate::pace::Pace;
 use crate::placement::Placement;
 use crate::plan::Plan;
 use crate::rate::RateLimit;
+use crate::share::Share;
 use escp_engine_api::{Direction, EngineKind, Failure, Fault, JobOptions, Stage};
 use escp_proto::block::HEADER_LEN;
 use std::net::Shutdown;
@@ -84,7 +85,7 @@ impl Shared {
         let started = Instant::now();
         Self {
             adapt: options.compress.map(|highest| Arc::new(SharedAdapt::new(highest, started))),
-            plan: Plan::new(options.block_size),
+            plan: Plan::new(Share::new(pace.clone(), &options), kind == EngineKind::Dummy),
             rate: RateLimit::new(options.rate_limit),
             pace,
             turn: tokio::sync::Mutex::default(),
