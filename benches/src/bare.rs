@@ -1,5 +1,6 @@
 //! What the machine does without any network: a bare copier, and a bare maker of many small files.
 
+use crate::listing::Listing;
 use escp_testkit::{Checked, Trouble};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::File;
@@ -216,23 +217,12 @@ struct Tree {
 impl Tree {
     /// Makes the directories of `from` in `to`.
     fn mirror(from: &Path, to: &Path) -> Checked<Self> {
-        std::fs::create_dir(to)?;
-        let mut tree = Self { top: to.to_owned(), directories: vec![to.to_owned()], files: Vec::new() };
-        let mut open = vec![(from.to_owned(), to.to_owned())];
-        while let Some((from, to)) = open.pop() {
-            for entry in std::fs::read_dir(&from)? {
-                let entry = entry?;
-                let target = to.join(entry.file_name());
-                if entry.file_type()?.is_dir() {
-                    std::fs::create_dir(&target)?;
-                    tree.directories.push(target.clone());
-                    open.push((entry.path(), target));
-                } else {
-                    tree.files.push((entry.path(), target));
-                }
-            }
-        }
-        Ok(tree)
+        let listing = Listing::of(from)?;
+        let directories: Vec<_> = listing.directories.iter().map(|inner| to.join(inner)).collect();
+        directories.iter().try_for_each(std::fs::create_dir)?;
+        let pair = |inner: PathBuf| (from.join(&inner), to.join(&inner));
+        let files = listing.files.iter().map(|file| pair(listing.path(file))).collect();
+        Ok(Self { top: to.to_owned(), directories, files })
     }
 
     /// Gives all files their names, with everything on the disk before and after.
@@ -254,7 +244,7 @@ impl Tree {
 }
 
 /// Does the same on so many threads.
-fn on_threads(count: usize, work: &(dyn Fn() -> Checked + Sync)) -> Checked {
+pub(crate) fn on_threads(count: usize, work: &(dyn Fn() -> Checked + Sync)) -> Checked {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..count.max(1)).map(|_| scope.spawn(work)).collect();
         threads.into_iter().try_for_each(|thread| {

@@ -80,6 +80,12 @@ fn floors(ending: &str, both: &str, blocking: &str, uring: &str) -> Vec<Contende
     [floor("floor", blocking)].into_iter().chain(by_uring).collect()
 }
 
+/// The floor for small files, in one way or another.
+fn files_floor(ending: &str, flags: &str) -> Contender {
+    let command = format!("{{bench}} floor --files {flags} --from {{source}} --to {{out}}/{{name}}");
+    Contender::limit(&format!("floor{ending}"), &command).in_role(Role::Floor)
+}
+
 fn big(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Checked<Workload> {
     let trip = Trip { medium, name: "random".to_owned(), tree: false };
     let source = ground.source(&trip);
@@ -114,7 +120,15 @@ fn small(name: &str, ground: &Ground, args: &MeasureArgs, medium: Medium) -> Che
     ground.own(&source)?;
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     contenders.extend(peers(args, &trip)?);
-    let durable = if medium == Medium::Disk { "--durable" } else { "" };
+    let durable = if medium == Medium::Disk {
+        // As many as for one big file there.
+        contenders.push(files_floor("", "--streams 8 --durable each"));
+        contenders.push(files_floor(", one barrier", "--streams 8 --durable barrier"));
+        "--durable"
+    } else {
+        contenders.push(files_floor("", &format!("--streams {}", streams(args))));
+        ""
+    };
     contenders.push(Contender::limit(
         "bare create",
         &format!("{{bench}} create {durable} {{source}} {{out}}/{{name}}"),
@@ -209,6 +223,7 @@ fn crowd(name: &str, ground: &Ground, args: &MeasureArgs, count: u32) -> Checked
     let mut contenders = vec![Contender::escp("escp", args, &[])];
     // The others take hours.
     contenders.extend(peers(args, &trip)?.into_iter().filter(|peer| peer.name.starts_with("tar")));
+    contenders.push(files_floor("", &format!("--streams {}", streams(args))));
     let title = format!("{count} files of 0 to 1 KiB, tmpfs");
     let rounds = args.runs.min(2);
     Ok(Workload::new(name, title, Unit::Files(count), trip, contenders, rounds))

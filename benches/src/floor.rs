@@ -8,10 +8,14 @@
 //! One thread for each end of each stream, over loopback TCP, by blocking calls or by io_uring. The two ends are two
 //! processes, as they are in every copy between two hosts: where both share a machine, it switches between their address
 //! spaces. Block `n` belongs to stream `n` modulo the number of streams, so nothing has to be agreed or handed out.
-//! What a transfer costs beyond the better of the two is the price of being a program.
+//! What a transfer costs beyond the better of the two is the price of being a program. Many small files have a loop of
+//! their own (`files`).
 
 mod blocking;
 mod ends;
+mod files;
+mod pack;
+mod part;
 mod record;
 mod uring;
 
@@ -25,6 +29,7 @@ use std::fs::File;
 use std::net::{IpAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 pub(crate) use uring::is_allowed as uring_is_allowed;
 
 /// What to move, and how.
@@ -43,15 +48,21 @@ pub(crate) struct FloorArgs {
     /// kernel's own.
     #[arg(long)]
     buffer: Option<usize>,
-    /// File to read; without it nothing is read or written.
+    /// File to read, or directory with --files; without it nothing is read or written.
     #[arg(long, requires = "to")]
     from: Option<PathBuf>,
-    /// File to write; it must not exist.
+    /// File or directory to make; it must not exist.
     #[arg(long, requires = "from")]
     to: Option<PathBuf>,
     /// O_DIRECT at both ends, space allocated beforehand, durable at the end.
     #[arg(long)]
     direct: bool,
+    /// A directory of small files, many to a record.
+    #[arg(long, requires = "from", conflicts_with_all = ["direct", "uring"])]
+    files: bool,
+    /// What is in a file is on the disk before it gets its name, and all names at the end.
+    #[arg(long, value_enum, requires = "files")]
+    durable: Option<Durable>,
     /// By io_uring instead of blocking calls.
     #[arg(long)]
     uring: bool,
@@ -72,6 +83,15 @@ pub(crate) struct FloorArgs {
     through: Vec<String>,
 }
 
+/// How small files come to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Durable {
+    /// Each by itself, several at a time, as escp does it
+    Each,
+    /// By one barrier for all of them
+    Barrier,
+}
+
 /// One end of one stream.
 struct End {
     stream: u16,
@@ -84,6 +104,11 @@ struct End {
     plain_socket: bool,
 }
 
+/// What a thread does with its end of a stream.
+trait Work: Fn(End) -> Checked + Clone + Send + 'static {}
+
+impl<F: Fn(End) -> Checked + Clone + Send + 'static> Work for F {}
+
 /// Moves everything.
 pub(crate) fn run(args: &FloorArgs) -> Checked {
     if args.receive { receive_all(args) } else { send_all(args) }
@@ -91,19 +116,19 @@ pub(crate) fn run(args: &FloorArgs) -> Checked {
 
 /// The sending end, which starts the receiving one and ends after it.
 fn send_all(args: &FloorArgs) -> Checked {
+    if args.files {
+        return files::send_all(args);
+    }
     let source = args.from.as_ref().map(|from| open(from, args.direct)).transpose()?.map(Arc::new);
-    let (receiver, address) = Receiver::start(&args.through)?;
-    let sockets = match ends::connect(address, args.streams()) {
-        Ok(sockets) => sockets,
-        Err(trouble) => return receiver.give_up(&trouble),
-    };
-    let send = if args.uring { uring::send } else { blocking::send };
-    receiver.end(args.each_stream(sockets, source.as_ref(), send))
+    args.to_receiver(source.as_ref(), if args.uring { uring::send } else { blocking::send })
 }
 
 /// The receiving end.
 fn receive_all(args: &FloorArgs) -> Checked {
     ends::end_with_the_sender()?;
+    if args.files {
+        return files::receive_all(args);
+    }
     let size = args.bytes()?;
     let space = if args.direct { size } else { 0 };
     let target = args.to.as_ref().map(|to| create(to, space, args.direct)).transpose()?.map(Arc::new);
@@ -123,16 +148,22 @@ impl FloorArgs {
 
     /// How many there are to move.
     fn bytes(&self) -> Checked<u64> {
-        Ok(self.from.as_ref().map_or(Ok(self.size), |from| from.metadata().map(|meta| meta.len()))?)
+        let file = self.from.as_ref().filter(|_| !self.files);
+        Ok(file.map_or(Ok(self.size), |from| from.metadata().map(|meta| meta.len()))?)
     }
 
-    /// Does one end's work with each stream, on a thread of its own.
-    fn each_stream(
-        &self,
-        sockets: Vec<TcpStream>,
-        file: Option<&Arc<File>>,
-        work: fn(End) -> Checked,
-    ) -> Checked {
+    /// Starts the receiving end, and does the sending one's work with each stream.
+    fn to_receiver(&self, file: Option<&Arc<File>>, work: impl Work) -> Checked {
+        let (receiver, address) = Receiver::start(&self.through)?;
+        let sockets = match ends::connect(address, self.streams()) {
+            Ok(sockets) => sockets,
+            Err(trouble) => return receiver.give_up(&trouble),
+        };
+        receiver.end(self.each_stream(sockets, file, work))
+    }
+
+    /// Does one end's work with each stream, on a thread of its own, and waits for all of them.
+    fn each_stream(&self, sockets: Vec<TcpStream>, file: Option<&Arc<File>>, work: impl Work) -> Checked {
         let size = self.bytes()?;
         let mut threads = Vec::new();
         for (stream, socket) in (0..).zip(sockets) {
@@ -147,11 +178,14 @@ impl FloorArgs {
                 depth: self.depth,
                 plain_socket: self.plain_sockets,
             };
+            let work = work.clone();
             threads.push(std::thread::spawn(move || work(end)));
         }
-        threads.into_iter().try_for_each(|thread| {
+        let ended = |thread: JoinHandle<Checked>| {
             thread.join().map_err(|_| Trouble::new("a thread of the floor panicked"))?
-        })
+        };
+        let ended: Vec<Checked> = threads.into_iter().map(ended).collect();
+        ended.into_iter().collect()
     }
 }
 

@@ -8,6 +8,7 @@ mod distance;
 mod floor;
 mod ground;
 mod iperf;
+mod listing;
 mod login;
 mod machine;
 mod model;

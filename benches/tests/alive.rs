@@ -1,7 +1,9 @@
 //! The instrument works: it measures something small and says so. Nothing here passes or fails by time.
 
 use escp_testkit::{Checked, ensure, need_root};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_escp-bench");
@@ -118,6 +120,121 @@ fn what_either_end_of_the_floor_cannot_do_is_told() {
     assert!(status == Some(1) && told.contains("receiving end") && told.contains("File too large"), "{told}");
     assert!(!std::fs::exists(path("copy")).unwrap() && std::fs::read(path("there")).unwrap() == b"before");
     assert_eq!(floor("", "source", "at last").0, Some(0));
+}
+
+/// Trees for the floor of small files, and what it says about them.
+struct Grove(tempfile::TempDir);
+
+impl Grove {
+    fn new() -> Checked<Self> {
+        Ok(Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Directories below each other, beside each other and without files; files of all modes and sizes that matter.
+    fn plant(&self) -> Checked<PathBuf> {
+        let tree = self.path("tree");
+        for directory in ["empty", "a/b/c", "a b"] {
+            std::fs::create_dir_all(tree.join(directory))?;
+        }
+        // More than go into a record, by their number and by their size; in more than one stream's share.
+        for (directory, count, size) in [("a", 1500, 1), ("a/b/c", 80, 16_000), ("", 3, 300_000)] {
+            for number in 0..count {
+                let path = tree.join(directory).join(format!("f{number}"));
+                escp_testkit::tree::file(&path, size + number % 7, number)?;
+            }
+        }
+        std::fs::write(tree.join("a b/nothing"), "")?;
+        for (name, mode) in [("f0", 0o640), ("a/f7", 0o755), ("a b/nothing", 0o400)] {
+            std::fs::set_permissions(tree.join(name), std::fs::Permissions::from_mode(mode))?;
+        }
+        Ok(tree)
+    }
+
+    /// Runs it; `through` starts its receiving end, if there is any. Returns its status and what it said.
+    fn floor(
+        &self,
+        flags: &[&str],
+        from: &str,
+        to: &str,
+        through: &[&str],
+    ) -> Checked<(Option<i32>, String)> {
+        let mut floor = Command::new(BENCH);
+        floor.args(["floor", "--files"]).args(flags);
+        floor.arg("--from").arg(self.path(from)).arg("--to").arg(self.path(to)).arg("--").args(through);
+        let output = floor.output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+}
+
+/// Names, modes and lengths of all files in a tree, and the names of its directories.
+fn found(tree: &Path) -> Checked<BTreeSet<(PathBuf, u32, u64)>> {
+    let mut all = BTreeSet::new();
+    let mut open = vec![tree.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            let meta = path.symlink_metadata()?;
+            let name = path.strip_prefix(tree)?.to_owned();
+            if meta.is_dir() {
+                all.insert((name, 0, 0));
+                open.push(path);
+            } else {
+                all.insert((name, meta.permissions().mode(), meta.len()));
+            }
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn the_floor_for_small_files_makes_the_same_tree() -> Checked {
+    let grove = Grove::new()?;
+    let tree = grove.plant()?;
+    let ways = ["--streams=1", "--streams=3", "--streams=2 --durable=each", "--streams=2 --durable=barrier"];
+    for (number, flags) in ways.iter().enumerate() {
+        let name = format!("made {number}");
+        let words: Vec<_> = flags.split(' ').collect();
+        let (status, told) = grove.floor(&words, "tree", &name, &[])?;
+        ensure!(status == Some(0), "{flags}: {told}");
+        let made = grove.path(&name);
+        let compared = Command::new("diff").arg("-r").args([&tree, &made]).output()?;
+        ensure!(compared.status.success(), "{flags}: {}", String::from_utf8_lossy(&compared.stdout));
+        ensure!(found(&tree)? == found(&made)?, "{flags}: other modes, or names that were left behind");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_either_end_of_the_floor_for_small_files_cannot_do_is_told() -> Checked {
+    let grove = Grove::new()?;
+    let tree = grove.plant()?;
+    let said = |flags: &[&str], to: &str, through: &[&str], words: &[&str]| -> Checked {
+        let (status, told) = grove.floor(flags, "tree", to, through)?;
+        ensure!(status == Some(1) && words.iter().all(|word| told.contains(word)), "{status:?}: {told}");
+        Ok(())
+    };
+    let (status, told) = grove.floor(&[], "nothing", "copy", &[])?;
+    ensure!(status == Some(1) && told.contains("nothing") && told.contains("No such file"), "{told}");
+    std::fs::create_dir(grove.path("there"))?;
+    said(&["--streams=2"], "there", &[], &["receiving end", "there: File exists"])?;
+    ensure!(found(&grove.path("there"))?.is_empty(), "it wrote into a directory that was there");
+    // Writing beyond a limit fails like any other write, or kills.
+    let fails = ["sh", "-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""];
+    let dies = ["sh", "-c", "ulimit -c 0; ulimit -f 64; exec \"$0\" \"$@\""];
+    for (number, way) in [&[][..], &["--durable=each"], &["--durable=barrier"]].iter().enumerate() {
+        let flags = [&["--streams=2"][..], way].concat();
+        let (to, dead) = (format!("fails {number}"), format!("dies {number}"));
+        said(&flags, &to, &fails, &["receiving end", "File too large"])?;
+        let (made, whole) = (found(&grove.path(&to))?, found(&tree)?);
+        ensure!(made.is_subset(&whole), "{way:?} left {:?}", made.difference(&whole));
+        said(&flags, &dead, &dies, &["receiving end (signal: "])?;
+    }
+    escp_testkit::tree::file(&tree.join("large"), 1 << 20, 1)?;
+    said(&["--streams=2"], "large", &[], &["tree/large: 1048576 bytes do not fit"])
 }
 
 /// A directory with a program `escp` that every user may run.

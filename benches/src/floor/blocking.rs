@@ -52,14 +52,27 @@ pub(super) fn send_whole(mut socket: &TcpStream, buf: &Buf, length: usize) -> Ch
 
 /// Its length is known, so one call waits for all of it.
 pub(super) fn receive_whole(socket: &TcpStream, mut buf: Buf, length: usize) -> Checked<Buf> {
-    let mut range = record(length);
-    while !range.is_empty() {
-        match rustix::net::recv(socket, &mut buf.bytes_mut()[range.clone()], RecvFlags::WAITALL) {
-            Ok((0, _)) => return Err(Trouble::new("the connection closed early")),
-            Ok((count, _)) => range.start += count,
+    let range = record(length);
+    if receive_some(socket, &mut buf.bytes_mut()[range.clone()])? < range.len() {
+        return Err(closed_early());
+    }
+    Ok(buf)
+}
+
+/// Waits for as many bytes as there is room for. There are fewer only where the connection was closed behind them.
+pub(super) fn receive_some(socket: &TcpStream, into: &mut [u8]) -> Checked<usize> {
+    let mut got = 0;
+    while got < into.len() {
+        match rustix::net::recv(socket, &mut into[got..], RecvFlags::WAITALL) {
+            Ok((0, _)) => break,
+            Ok((count, _)) => got += count,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(buf)
+    Ok(got)
+}
+
+pub(super) fn closed_early() -> Trouble {
+    Trouble::new("the connection closed early")
 }
