@@ -7,7 +7,7 @@ use crate::http;
 use crate::ledger::{Ledger, TurnedAway};
 use crate::link::Start;
 use crate::listen::{self, ListenError, LocalSocket, Passed};
-use crate::logging::Logging;
+use crate::logging::{self, Logging};
 use crate::metrics::Numbers;
 use crate::notify;
 use crate::paces::Paces;
@@ -277,7 +277,7 @@ impl Broker {
     fn start(&self) -> Start {
         let config = &self.setup.config;
         Start {
-            log: (&config.log).into(),
+            log: logging::to_choice(&config.log),
             ports: self.ports.clone(),
             // Checked when the configuration was taken.
             cpus: config.cpus().unwrap_or_default(),

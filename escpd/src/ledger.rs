@@ -3,7 +3,9 @@
 //! The broker writes it, the metrics read it. Totals never go back: a worker's page of counters is read
 //! while the worker lives and its last values are kept when it is gone, however it ended.
 
-use escp_engine::placement::Placement;
+use crate::link::SessionEnd;
+use escp_engine_api::Fault;
+use escp_engine_api::placement::Placement;
 use escp_sys::counters::{COUNTERS, CounterPage};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +18,7 @@ pub(crate) type Totals = [u64; COUNTERS];
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident => $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub(crate) enum $name { $($(#[$variant_doc])* $variant,)* }
 
         impl $name {
@@ -66,6 +68,21 @@ named! {
         SessionsPerUser => "sessions_per_user",
         /// No worker could be started.
         Unable => "unable",
+    }
+}
+
+impl From<SessionEnd> for SessionResult {
+    fn from(end: SessionEnd) -> Self {
+        match end {
+            SessionEnd::Agreed => Self::Ended,
+            SessionEnd::AgentGone => Self::AgentGone,
+            SessionEnd::Refused => Self::Refused,
+            SessionEnd::Failed(Fault::PeerAborted) => Self::PeerAborted,
+            SessionEnd::Failed(Fault::Connect) => Self::Connect,
+            SessionEnd::Failed(Fault::Lost) => Self::Lost,
+            SessionEnd::Failed(Fault::Integrity) => Self::Integrity,
+            SessionEnd::Failed(Fault::Local) => Self::Local,
+        }
     }
 }
 

@@ -1,10 +1,8 @@
 //! What broker and worker say to each other, over a channel that only the two have.
 
-use crate::ledger::SessionResult;
-use escp_config::{Log, LogFormat, LogLevel, LogTarget};
-use escp_engine::placement::Placement;
-use escp_engine_api::Secret;
-use escp_ipc::{Channel, FrameBuffer, MAX_FRAME};
+use escp_engine_api::placement::Placement;
+use escp_engine_api::{Fault, Secret};
+use escp_ipc::{Channel, FrameBuffer, MAX_FRAME, ServeEnd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -43,13 +41,17 @@ pub(crate) struct Start {
     pub(crate) rate: Option<u64>,
 }
 
-/// [`Log`], as it travels.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What a worker logs, and where to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogChoice {
-    level: usize,
-    json: bool,
-    journald: bool,
-    file: Option<PathBuf>,
+    /// The level's place among all, the gravest first.
+    pub(crate) level: usize,
+    /// As JSON; else as text.
+    pub(crate) json: bool,
+    /// To the journal.
+    pub(crate) journald: bool,
+    /// To this file; without one and without the journal, to standard error.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// From a worker.
@@ -65,7 +67,31 @@ pub(crate) enum ToBroker {
     /// Where the session's data threads run. Once, with its first data connection.
     Placed(Placement),
     /// The session is over, and so is this process.
-    Ended(SessionResult),
+    Ended(SessionEnd),
+}
+
+/// How a session ended, as far as its worker can know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SessionEnd {
+    /// Both sides agreed on the end.
+    Agreed,
+    /// The agent hung up before the end.
+    AgentGone,
+    /// The agent broke the rules of the socket, or is of another version.
+    Refused,
+    /// The engine gave up.
+    Failed(Fault),
+}
+
+impl From<&ServeEnd> for SessionEnd {
+    fn from(end: &ServeEnd) -> Self {
+        match end {
+            ServeEnd::Ended { .. } => Self::Agreed,
+            ServeEnd::AgentGone => Self::AgentGone,
+            ServeEnd::Refused(_) => Self::Refused,
+            ServeEnd::Failed(failure) => Self::Failed(failure.fault),
+        }
+    }
 }
 
 impl ToWorker {
@@ -75,34 +101,6 @@ impl ToWorker {
             Self::Start(_) => 3,
             Self::Lane(..) => 1,
             Self::Registered(_) | Self::Log(_) | Self::Stop(_) => 0,
-        }
-    }
-}
-
-impl From<&Log> for LogChoice {
-    fn from(log: &Log) -> Self {
-        Self {
-            level: LogLevel::ALL.iter().position(|level| *level == log.level).unwrap_or_default(),
-            json: log.format == LogFormat::Json,
-            journald: log.target == LogTarget::Journald,
-            file: match &log.target {
-                LogTarget::File(path) => Some(path.clone()),
-                LogTarget::Stderr | LogTarget::Journald => None,
-            },
-        }
-    }
-}
-
-impl From<LogChoice> for Log {
-    fn from(choice: LogChoice) -> Self {
-        Self {
-            level: LogLevel::ALL.get(choice.level).copied().unwrap_or(LogLevel::Info),
-            format: if choice.json { LogFormat::Json } else { LogFormat::Text },
-            target: match choice.file {
-                Some(path) => LogTarget::File(path),
-                None if choice.journald => LogTarget::Journald,
-                None => LogTarget::Stderr,
-            },
         }
     }
 }
@@ -222,18 +220,10 @@ mod tests {
     async fn messages_survive_the_way_both_ways() {
         let (broker, worker) = channels();
         let mut buffer = FrameBuffer::new();
-        let log = Log {
-            level: LogLevel::Debug,
-            format: LogFormat::Json,
-            target: LogTarget::File(PathBuf::from("/var/log/escpd.log")),
-        };
-        let start = Start {
-            log: LogChoice::from(&log),
-            ports: vec![1232],
-            cpus: vec![0, 5],
-            memory: 1 << 30,
-            rate: Some(7),
-        };
+        let file = Some(PathBuf::from("/var/log/escpd.log"));
+        let log = LogChoice { level: 3, json: true, journald: false, file };
+        let start =
+            Start { log: log.clone(), ports: vec![1232], cpus: vec![0, 5], memory: 1 << 30, rate: Some(7) };
         let message = ToWorker::Start(Box::new(start));
         to_worker(&broker, &message, &[broker.as_fd(), broker.as_fd(), broker.as_fd()]).await.unwrap();
         let (got, descriptors) = from_broker(&worker, &mut buffer).await.unwrap().unwrap();
@@ -243,7 +233,7 @@ mod tests {
             (&got.ports[..], &got.cpus[..], got.memory, got.rate),
             (&[1232][..], &[0, 5][..], 1 << 30, Some(7))
         );
-        assert_eq!(Log::from(got.log), log);
+        assert_eq!(got.log, log);
 
         let register = ToBroker::Register { session: [1; 16], route_key: Secret([2; 32]) };
         to_broker(&worker, &register).await.unwrap();
@@ -262,7 +252,7 @@ mod tests {
         let mut buffer = FrameBuffer::new();
         worker.send(&[0xff; 900], &[]).await.unwrap();
         assert!(from_worker(&broker, &mut buffer).await.is_err());
-        let ended = encode(&ToBroker::Ended(SessionResult::Ended)).unwrap();
+        let ended = encode(&ToBroker::Ended(SessionEnd::Agreed)).unwrap();
         worker.send(&ended, &[worker.as_fd()]).await.unwrap();
         assert!(from_worker(&broker, &mut buffer).await.is_err());
     }

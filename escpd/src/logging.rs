@@ -3,6 +3,7 @@
 //! Names of files and text of peers are data of strangers: nothing that reaches a log line can end it,
 //! colour it or turn its direction. Secrets have no `Debug` that prints them, and no code logs one.
 
+use crate::link::LogChoice;
 use escp_config::{Log, LogFormat, LogLevel, LogTarget};
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -71,6 +72,32 @@ impl Logging {
     /// The file cannot be opened; the old one stays in use.
     pub(crate) fn reopen(&self) -> Result<(), LogError> {
         self.file.as_ref().map_or(Ok(()), |file| file.reopen())
+    }
+}
+
+/// What the broker tells a worker of its own log.
+pub(crate) fn to_choice(log: &Log) -> LogChoice {
+    LogChoice {
+        level: LogLevel::ALL.iter().position(|level| *level == log.level).unwrap_or_default(),
+        json: log.format == LogFormat::Json,
+        journald: log.target == LogTarget::Journald,
+        file: match &log.target {
+            LogTarget::File(path) => Some(path.clone()),
+            LogTarget::Stderr | LogTarget::Journald => None,
+        },
+    }
+}
+
+/// What a worker makes of it.
+pub(crate) fn from_choice(choice: LogChoice) -> Log {
+    Log {
+        level: LogLevel::ALL.get(choice.level).copied().unwrap_or(LogLevel::Info),
+        format: if choice.json { LogFormat::Json } else { LogFormat::Text },
+        target: match choice.file {
+            Some(path) => LogTarget::File(path),
+            None if choice.journald => LogTarget::Journald,
+            None => LogTarget::Stderr,
+        },
     }
 }
 
@@ -223,6 +250,18 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(filter).with(sink);
         tracing::subscriber::with_default(subscriber, || work(&logging, &path));
         std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn a_worker_logs_as_its_broker_does() {
+        for level in LogLevel::ALL {
+            for format in [LogFormat::Text, LogFormat::Json] {
+                for target in [LogTarget::Stderr, LogTarget::Journald, LogTarget::File("/a/b.log".into())] {
+                    let log = Log { level, format, target };
+                    assert_eq!(from_choice(to_choice(&log)), log);
+                }
+            }
+        }
     }
 
     #[test]

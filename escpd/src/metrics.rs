@@ -7,7 +7,7 @@
 use crate::http::Site;
 use crate::ledger::Ledger;
 use escp_engine::meter::Counter;
-use escp_engine::placement::{Placement, ranges};
+use escp_engine_api::placement::{Placement, ranges};
 use prometheus::{
     Error, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -207,7 +207,7 @@ fn gauges(
 mod tests {
     use super::*;
     use crate::ledger::SessionResult;
-    use escp_engine::placement::Reason;
+    use escp_engine_api::placement::Reason;
     use escp_sys::counters::CounterPage;
     use std::collections::BTreeSet;
     use std::io::Write;

@@ -2,7 +2,7 @@
 
 use crate::ledger::{Ledger, SessionResult};
 use crate::link::{self, Start, ToBroker, ToWorker};
-use crate::logging::JOURNAL_STREAM;
+use crate::logging::{self, JOURNAL_STREAM};
 use crate::routes::RouteTable;
 use escp_config::Log;
 use escp_crypto::RouteKey;
@@ -207,7 +207,7 @@ async fn send(
                 let half = |from: usize| std::array::from_fn(|at| packet.get(from + at).copied().unwrap_or(0));
                 (ToWorker::Lane(half(0), half(32)), Some(socket))
             }
-            Ok(()) = log.changed() => (ToWorker::Log((&*log.borrow_and_update()).into()), None),
+            Ok(()) = log.changed() => (ToWorker::Log(logging::to_choice(&log.borrow_and_update())), None),
             true = reached(&mut phase, Phase::Stopping), if !told => {
                 told = true;
                 (ToWorker::Stop("escpd was stopped".to_owned()), None)
@@ -255,8 +255,8 @@ impl Desk<'_> {
                     }
                 }
                 Ok(Some(ToBroker::Placed(placement))) => self.hall.ledger.place(self.key, placement),
-                Ok(Some(ToBroker::Ended(result))) => {
-                    self.said.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(result);
+                Ok(Some(ToBroker::Ended(end))) => {
+                    self.said.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end.into());
                 }
                 Ok(None) => return None,
                 Err(error) => return Some(format!("it breaks the rules: {error}")),

@@ -4,13 +4,13 @@
 //! gives up every right before it reads a byte. It ends with its session, its agent or its broker.
 
 use crate::ledger::SessionResult;
-use crate::link::{self, Start, ToBroker, ToWorker};
-use crate::logging::Logging;
-use escp_config::{Config, Limits, Log};
+use crate::link::{self, SessionEnd, Start, ToBroker, ToWorker};
+use crate::logging::{self, Logging};
+use escp_config::{Config, Limits};
 use escp_engine::pace::Pace;
-use escp_engine::placement::Placement;
 use escp_engine::{AcceptedLane, Host, LaneSource, Registration};
-use escp_engine_api::{COMMAND_QUEUE, Command, EngineHandle, Fault};
+use escp_engine_api::placement::Placement;
+use escp_engine_api::{COMMAND_QUEUE, Command, EngineHandle};
 use escp_ipc::{Channel, FrameBuffer, ServeEnd};
 use escp_sys::counters::CounterPage;
 use escp_sys::process;
@@ -93,14 +93,15 @@ async fn session(channel: OwnedFd) -> io::Result<()> {
         end = escp_ipc::serve(agent, bounded(engine, start, stopped)) => end,
         error = errands.run(&channel, &mut buffer) => return Err(error),
     };
-    let result = result(&end);
+    let ended = SessionEnd::from(&end);
+    let result = SessionResult::from(ended);
     match &end {
         ServeEnd::Failed(failure) => tracing::info!(result = result.name(), "session failed: {failure}"),
         ServeEnd::Refused(why) => tracing::warn!(result = result.name(), "session ended: {why}"),
         ServeEnd::Ended { files } => tracing::debug!(files, "session ended"),
         ServeEnd::AgentGone => tracing::debug!("the agent hung up"),
     }
-    let told = link::to_broker(&channel, &ToBroker::Ended(result)).await;
+    let told = link::to_broker(&channel, &ToBroker::Ended(ended)).await;
     if timeout(FAREWELL, released(&page)).await.is_err() {
         tracing::debug!("the engine holds on to something; ending without it");
     }
@@ -132,7 +133,7 @@ async fn assignment(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<A
     let [agent, memory, pace] = <[OwnedFd; 3]>::try_from(descriptors).map_err(|_| unasked())?;
     let page = CounterPage::map(memory)?;
     let pace = Pace::new(Arc::new(CounterPage::map(pace)?));
-    let log = std::mem::take(&mut start.log).into();
+    let log = logging::from_choice(std::mem::take(&mut start.log));
     let logging = Logging::start(&log).map_err(io::Error::other)?;
     Ok(Assignment { start: *start, agent, page, pace, logging })
 }
@@ -187,7 +188,7 @@ impl Errands {
                     }
                 }
                 Ok(Some((ToWorker::Log(choice), _))) => {
-                    let Log { level, .. } = choice.into();
+                    let level = logging::from_choice(choice).level;
                     if let Err(error) = self.logging.reopen() {
                         tracing::error!("{error}; the old file stays in use");
                     }
@@ -244,21 +245,6 @@ fn within(command: Command, start: &Start) -> Command {
     Command::Open(options)
 }
 
-fn result(end: &ServeEnd) -> SessionResult {
-    match end {
-        ServeEnd::Ended { .. } => SessionResult::Ended,
-        ServeEnd::AgentGone => SessionResult::AgentGone,
-        ServeEnd::Refused(_) => SessionResult::Refused,
-        ServeEnd::Failed(failure) => match failure.fault {
-            Fault::PeerAborted => SessionResult::PeerAborted,
-            Fault::Connect => SessionResult::Connect,
-            Fault::Lost => SessionResult::Lost,
-            Fault::Integrity => SessionResult::Integrity,
-            Fault::Local => SessionResult::Local,
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +253,7 @@ mod tests {
     fn start() -> Start {
         let config = Config::default();
         Start {
-            log: (&config.log).into(),
+            log: logging::to_choice(&config.log),
             ports: Vec::new(),
             cpus: vec![3],
             memory: 128 << 20,

@@ -17,6 +17,7 @@
 mod command;
 mod event;
 mod options;
+pub mod placement;
 
 pub use command::{Command, Extent, ExtentKind, FileSpec, Lane, MAX_BATCH, MAX_MESSAGE, Summary};
 pub use event::{

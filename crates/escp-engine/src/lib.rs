@@ -19,7 +19,7 @@ pub mod meter;
 mod net;
 pub mod pace;
 mod pipeline;
-pub mod placement;
+mod placement;
 mod plan;
 mod rate;
 mod session;
@@ -33,10 +33,10 @@ mod worker;
 /// The version of the protocol that this engine speaks.
 pub use escp_proto::VERSION as PROTOCOL_VERSION;
 
+use escp_engine_api::placement::Placement;
 use escp_engine_api::{EngineHandle, engine_pair};
 use escp_sys::counters::CounterPage;
 use pace::Pace;
-use placement::Placement;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};

@@ -3,81 +3,32 @@
 //! Memory follows: a thread's buffers are touched for the first time by itself, after it was placed, and the
 //! kernel takes pages of the node that touches them.
 
+use escp_engine_api::placement::{Placement, Reason};
 use escp_sys::interface;
 use rustix::thread::sched_getaffinity;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::TcpStream;
 use std::path::Path;
 
 /// How deep bonds, bridges and VLANs are followed to the card below them.
 const LAYERS: u32 = 4;
 
-/// Where a session's data threads run.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Placement {
-    /// Why there.
-    pub reason: Reason,
-    /// NUMA nodes of `cpus`; empty: any.
-    pub nodes: Vec<u16>,
-    /// CPUs; empty: any that the process has.
-    pub cpus: Vec<u16>,
-}
-
-/// What decided a [`Placement`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Reason {
-    /// cpumask or nodemask.
-    Mask,
-    /// The network card of the route.
-    Card,
-    /// Nothing: one node, a loopback or virtual interface, or a card that belongs to no node.
-    Nothing,
-}
-
-impl Reason {
-    /// The value of the metric's label.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mask => "mask",
-            Self::Card => "card",
-            Self::Nothing => "nothing",
-        }
+/// Decides for a session with this data connection. `asked` are CPUs by mask; `sys` is laid out like /sys.
+pub(crate) fn decide(asked: &[u16], socket: &TcpStream, sys: &Path) -> Placement {
+    let nodes = nodes(sys);
+    if !asked.is_empty() {
+        let of_asked = nodes.iter().filter(|(_, cpus)| asked.iter().any(|cpu| cpus.contains(cpu)));
+        let nodes = of_asked.map(|(node, _)| *node).collect();
+        return Placement { reason: Reason::Mask, nodes, cpus: asked.to_vec() };
     }
-}
-
-impl fmt::Display for Placement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (cpus, nodes) = (ranges(&self.cpus), ranges(&self.nodes));
-        match self.reason {
-            Reason::Mask => write!(f, "data threads run on CPUs {cpus} (NUMA nodes {nodes}), as configured"),
-            Reason::Card => {
-                write!(f, "data threads run on CPUs {cpus}, on NUMA node {nodes} like the network card")
-            }
-            Reason::Nothing => f.write_str("data threads run on any CPU"),
-        }
-    }
-}
-
-impl Placement {
-    /// Decides for a session with this data connection. `asked` are CPUs by mask; `sys` is laid out like /sys.
-    pub(crate) fn decide(asked: &[u16], socket: &TcpStream, sys: &Path) -> Self {
-        let nodes = nodes(sys);
-        if !asked.is_empty() {
-            let of_asked = nodes.iter().filter(|(_, cpus)| asked.iter().any(|cpu| cpus.contains(cpu)));
-            let nodes = of_asked.map(|(node, _)| *node).collect();
-            return Self { reason: Reason::Mask, nodes, cpus: asked.to_vec() };
-        }
-        let interface = || {
-            let address = socket.local_addr().ok()?.ip();
-            interface::with_address(socket, address).ok().flatten()
-        };
-        let near = (nodes.len() > 1).then(interface).flatten().and_then(|name| near(sys, &name, &nodes));
-        near.map_or(Self { reason: Reason::Nothing, nodes: Vec::new(), cpus: Vec::new() }, |(node, cpus)| {
-            Self { reason: Reason::Card, nodes: vec![node], cpus }
-        })
+    let interface = || {
+        let address = socket.local_addr().ok()?.ip();
+        interface::with_address(socket, address).ok().flatten()
+    };
+    let near = (nodes.len() > 1).then(interface).flatten().and_then(|name| near(sys, &name, &nodes));
+    match near {
+        Some((node, cpus)) => Placement { reason: Reason::Card, nodes: vec![node], cpus },
+        None => Placement { reason: Reason::Nothing, nodes: Vec::new(), cpus: Vec::new() },
     }
 }
 
@@ -140,21 +91,6 @@ fn numbers(text: &str) -> BTreeSet<u16> {
     ranges.flatten().collect()
 }
 
-/// Numbers in the kernel's form; `any` for none.
-#[must_use]
-pub fn ranges(sorted: &[u16]) -> String {
-    if sorted.is_empty() {
-        return "any".to_owned();
-    }
-    let runs = sorted.chunk_by(|a, b| a.checked_add(1) == Some(*b));
-    let texts = runs.filter_map(|run| match run {
-        [one] => Some(one.to_string()),
-        [first, .., last] => Some(format!("{first}-{last}")),
-        [] => None,
-    });
-    texts.collect::<Vec<_>>().join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,7 +121,7 @@ mod tests {
     /// Nearness by this machine's own CPU 0 and interface `lo`, with a card under it.
     fn decided(more: &[(&str, &str)]) -> Placement {
         let root = sys(&[&TWO[..], more].concat());
-        Placement::decide(&[], &connection(), root.path())
+        decide(&[], &connection(), root.path())
     }
 
     #[test]
@@ -217,15 +153,15 @@ mod tests {
             ("devices/system/node/node0/cpulist", "0-1"),
             ("class/net/lo/device/numa_node", "0"),
         ]);
-        assert_eq!(Placement::decide(&[], &connection(), one.path()).reason, Reason::Nothing);
+        assert_eq!(decide(&[], &connection(), one.path()).reason, Reason::Nothing);
         let none = tempfile::tempdir().unwrap();
-        assert_eq!(Placement::decide(&[], &connection(), none.path()).reason, Reason::Nothing);
+        assert_eq!(decide(&[], &connection(), none.path()).reason, Reason::Nothing);
     }
 
     #[test]
     fn a_mask_outweighs_the_card() {
         let root = sys(&[&TWO[..], &[("class/net/lo/device/numa_node", "0")]].concat());
-        let placed = Placement::decide(&[2, 3, 8], &connection(), root.path());
+        let placed = decide(&[2, 3, 8], &connection(), root.path());
         assert_eq!(placed, Placement { reason: Reason::Mask, nodes: vec![1], cpus: vec![2, 3, 8] });
         assert!(placed.to_string().contains("CPUs 2-3,8 (NUMA nodes 1)"), "{placed}");
     }

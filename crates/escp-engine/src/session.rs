@@ -8,13 +8,14 @@ use crate::lane::{self, HandshakeError, ProvenLane};
 use crate::listen::{Lanes, listen};
 use crate::meter::{Counter, Meter};
 use crate::pipeline::LaneError;
-use crate::placement::{Placement, Reason};
+use crate::placement;
 use crate::shared::Shared;
 use crate::standstill::Standstill;
 use crate::way::{self, Watch};
 use crate::worker::{LaneKey, LaneOver, NewLane, Workers, resolve};
 use crate::{AcceptedLane, Host};
 use escp_crypto::MasterSecret;
+use escp_engine_api::placement::{Placement, Reason};
 use escp_engine_api::{
     Command, Direction, EngineKind, EnginePort, Event, Failure, Fault, FileReport, JobOptions, Lane, Opened,
     PEER_GAVE_UP, Summary,
@@ -293,7 +294,7 @@ impl Session {
         if self.shared.placement.get().is_some() {
             return;
         }
-        let placement = Placement::decide(&self.shared.options.cpus, socket, Path::new("/sys"));
+        let placement = placement::decide(&self.shared.options.cpus, socket, Path::new("/sys"));
         if placement.reason != Reason::Nothing {
             self.emit(Event::Note(placement.to_string())).await;
         }

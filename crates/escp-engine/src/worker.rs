@@ -3,11 +3,12 @@
 use crate::disk::Disk;
 use crate::net::Socket;
 use crate::pipeline::{Lane, LaneError, SLOTS_BESIDE_DEPTH, receive_lane, send_lane};
-use crate::placement::{Placement, Reason, cores};
+use crate::placement::cores;
 use crate::shared::{LaneState, Shared};
 use crate::uring;
 use escp_buf::Pool;
 use escp_crypto::{Opener, Sealer};
+use escp_engine_api::placement::{Placement, Reason};
 use escp_engine_api::{EngineKind, Fault, JobOptions};
 use escp_sys::process::run_on_cpus;
 use std::cell::Cell;
