@@ -5,7 +5,6 @@
 
 use crate::http;
 use crate::ledger::{Ledger, TurnedAway};
-use crate::link::Start;
 use crate::listen::{self, ListenError, LocalSocket, Passed};
 use crate::logging::{self, Logging};
 use crate::metrics::Numbers;
@@ -17,6 +16,7 @@ use crate::session::{Hall, Phase, Session};
 use escp_config::{Config, Log};
 use escp_engine::gate::{AcceptLimits, accept_lanes};
 use escp_ipc::Listener;
+use escp_ipc::link::Start;
 use escp_sys::{process, seqpacket};
 use std::collections::BTreeMap;
 use std::io;

@@ -3,9 +3,9 @@
 //! The broker writes it, the metrics read it. Totals never go back: a worker's page of counters is read
 //! while the worker lives and its last values are kept when it is gone, however it ended.
 
-use crate::link::SessionEnd;
 use escp_engine_api::Fault;
 use escp_engine_api::placement::Placement;
+use escp_ipc::link::SessionEnd;
 use escp_sys::counters::{COUNTERS, CounterPage};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -3,8 +3,8 @@
 //! Names of files and text of peers are data of strangers: nothing that reaches a log line can end it,
 //! colour it or turn its direction. Secrets have no `Debug` that prints them, and no code logs one.
 
-use crate::link::LogChoice;
 use escp_config::{Log, LogFormat, LogLevel, LogTarget};
+use escp_ipc::link::LogChoice;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};

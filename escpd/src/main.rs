@@ -7,7 +7,6 @@
 mod broker;
 mod http;
 mod ledger;
-mod link;
 mod listen;
 mod logging;
 mod metrics;

@@ -1,12 +1,12 @@
 //! The broker's side of one session: its worker's start, errands and end.
 
 use crate::ledger::{Ledger, SessionResult};
-use crate::link::{self, Start, ToBroker, ToWorker};
 use crate::logging::{self, JOURNAL_STREAM};
 use crate::routes::RouteTable;
 use escp_config::Log;
 use escp_crypto::RouteKey;
 use escp_engine::AcceptedLane;
+use escp_ipc::link::{self, Start, ToBroker, ToWorker};
 use escp_ipc::{Channel, FrameBuffer};
 use escp_sys::counters::CounterPage;
 use escp_sys::{process, seqpacket};

@@ -4,13 +4,13 @@
 //! gives up every right before it reads a byte. It ends with its session, its agent or its broker.
 
 use crate::ledger::SessionResult;
-use crate::link::{self, SessionEnd, Start, ToBroker, ToWorker};
 use crate::logging::{self, Logging};
 use escp_config::{Config, Limits};
 use escp_engine::pace::Pace;
 use escp_engine::{AcceptedLane, Host, LaneSource, Registration};
 use escp_engine_api::placement::Placement;
 use escp_engine_api::{COMMAND_QUEUE, Command, EngineHandle};
+use escp_ipc::link::{self, SessionEnd, Start, ToBroker, ToWorker};
 use escp_ipc::{Channel, FrameBuffer, ServeEnd};
 use escp_sys::counters::CounterPage;
 use escp_sys::process;

@@ -1,4 +1,4 @@
-//! An escp engine behind `escpd`'s Unix socket, both ends.
+//! An escp engine behind `escpd`'s Unix socket, both ends; and the [`link`] of the daemon's own processes.
 //!
 //! The socket is AF_UNIX SOCK_SEQPACKET: one packet is one frame, and files and lanes travel as descriptors
 //! attached to the frame that names them. The daemon speaks first, with a [`Hello`] that names its version
@@ -20,6 +20,7 @@ mod channel;
 mod client;
 mod frame;
 mod hello;
+pub mod link;
 mod server;
 
 pub use channel::{Channel, FrameBuffer, Listener, MAX_FRAME};

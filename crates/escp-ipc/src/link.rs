@@ -1,8 +1,8 @@
 //! What broker and worker say to each other, over a channel that only the two have.
 
+use crate::{Channel, FrameBuffer, MAX_FRAME, ServeEnd};
 use escp_engine_api::placement::Placement;
 use escp_engine_api::{Fault, Secret};
-use escp_ipc::{Channel, FrameBuffer, MAX_FRAME, ServeEnd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 /// From the broker.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum ToWorker {
+pub enum ToWorker {
     /// First. With three descriptors: the agent's connection, and the memory of the pages of counters and of the
     /// user's pace.
     Start(Box<Start>),
@@ -28,35 +28,35 @@ pub(crate) enum ToWorker {
 
 /// What a worker needs to know.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Start {
+pub struct Start {
     /// How and what to log.
-    pub(crate) log: LogChoice,
+    pub log: LogChoice,
     /// The daemon's TCP ports.
-    pub(crate) ports: Vec<u16>,
+    pub ports: Vec<u16>,
     /// CPUs to run on; empty: all.
-    pub(crate) cpus: Vec<u16>,
+    pub cpus: Vec<u16>,
     /// Most bytes of buffers.
-    pub(crate) memory: u64,
+    pub memory: u64,
     /// Most bits per second to send.
-    pub(crate) rate: Option<u64>,
+    pub rate: Option<u64>,
 }
 
 /// What a worker logs, and where to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LogChoice {
+pub struct LogChoice {
     /// The level's place among all, the gravest first.
-    pub(crate) level: usize,
+    pub level: usize,
     /// As JSON; else as text.
-    pub(crate) json: bool,
+    pub json: bool,
     /// To the journal.
-    pub(crate) journald: bool,
+    pub journald: bool,
     /// To this file; without one and without the journal, to standard error.
-    pub(crate) file: Option<PathBuf>,
+    pub file: Option<PathBuf>,
 }
 
 /// From a worker.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum ToBroker {
+pub enum ToBroker {
     /// Route the lanes of this session here. Once.
     Register {
         /// The session's id.
@@ -72,7 +72,7 @@ pub(crate) enum ToBroker {
 
 /// How a session ended, as far as its worker can know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum SessionEnd {
+pub enum SessionEnd {
     /// Both sides agreed on the end.
     Agreed,
     /// The agent hung up before the end.
@@ -109,7 +109,7 @@ impl ToWorker {
 ///
 /// # Errors
 /// Those of [`Channel::send`].
-pub(crate) async fn to_worker(
+pub async fn to_worker(
     channel: &Channel,
     message: &ToWorker,
     descriptors: &[BorrowedFd<'_>],
@@ -122,7 +122,7 @@ pub(crate) async fn to_worker(
 ///
 /// # Errors
 /// Those of [`Channel::send`].
-pub(crate) async fn to_broker(channel: &Channel, message: &ToBroker) -> io::Result<()> {
+pub async fn to_broker(channel: &Channel, message: &ToBroker) -> io::Result<()> {
     channel.send(&encode(message)?, &[]).await
 }
 
@@ -130,7 +130,7 @@ pub(crate) async fn to_broker(channel: &Channel, message: &ToBroker) -> io::Resu
 ///
 /// # Errors
 /// `InvalidData` for what is no message; those of [`Channel::receive`].
-pub(crate) async fn from_broker(
+pub async fn from_broker(
     channel: &Channel,
     buffer: &mut FrameBuffer,
 ) -> io::Result<Option<(ToWorker, Vec<OwnedFd>)>> {
@@ -146,7 +146,7 @@ pub(crate) async fn from_broker(
 ///
 /// # Errors
 /// `InvalidData` for what is no message; those of [`Channel::receive`].
-pub(crate) async fn from_worker(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<Option<ToBroker>> {
+pub async fn from_worker(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<Option<ToBroker>> {
     let Some(descriptors) = channel.receive(buffer).await? else { return Ok(None) };
     let message = decode(buffer)?;
     if !descriptors.is_empty() {
