@@ -10,4 +10,5 @@
 //! ```
 
 pub mod ipc;
+pub mod link;
 pub mod protocol;

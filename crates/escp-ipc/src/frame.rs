@@ -332,14 +332,14 @@ fn bounded_message(body: &[u8]) -> Result<Vec<u8>, FrameError> {
     Ok(body.to_vec())
 }
 
-fn from_postcard<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FrameError> {
+pub(crate) fn from_postcard<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FrameError> {
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok(value),
         _ => Err(FrameError::Malformed),
     }
 }
 
-fn bound(what: &'static str, got: usize, limit: usize) -> Result<(), FrameError> {
+pub(crate) fn bound(what: &'static str, got: usize, limit: usize) -> Result<(), FrameError> {
     if got > limit { Err(FrameError::TooLarge { what, got, limit }) } else { Ok(()) }
 }
 

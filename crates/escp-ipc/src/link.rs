@@ -1,14 +1,19 @@
-//! What broker and worker say to each other, over a channel that only the two have.
+//! What escpd's broker and worker say to each other, over a channel that only the two have.
+//!
+//! One packet is one message, as postcard writes it. Both are processes of one program, so there is no version.
 
-use crate::{Channel, FrameBuffer, MAX_FRAME, ServeEnd};
+use crate::frame::{bound, from_postcard};
+use crate::{Channel, FrameBuffer, FrameError, MAX_FRAME, ServeEnd};
 use escp_engine_api::placement::Placement;
 use escp_engine_api::{Fault, Secret};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use zeroize::Zeroizing;
+
+/// Most CPUs, or NUMA nodes, that a worker may name: as many as the kernel's own largest NR_CPUS.
+pub const MAX_CPUS: usize = 8192;
 
 /// From the broker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,6 +100,26 @@ impl From<&ServeEnd> for SessionEnd {
 }
 
 impl ToWorker {
+    /// The bytes of its frame.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`] when no frame can carry it.
+    pub fn encode(&self) -> Result<Zeroizing<Vec<u8>>, FrameError> {
+        encode(self)
+    }
+
+    /// Reads a frame that came with `descriptors` descriptors.
+    ///
+    /// # Errors
+    /// [`FrameError`]
+    pub fn decode(frame: &[u8], descriptors: usize) -> Result<Self, FrameError> {
+        let message: Self = from_postcard(frame)?;
+        match message.descriptors() {
+            need if need == descriptors => Ok(message),
+            need => Err(FrameError::Descriptors { got: descriptors, need }),
+        }
+    }
+
     /// How many descriptors come along.
     fn descriptors(&self) -> usize {
         match self {
@@ -102,6 +127,33 @@ impl ToWorker {
             Self::Lane(..) => 1,
             Self::Registered(_) | Self::Log(_) | Self::Stop(_) => 0,
         }
+    }
+}
+
+impl ToBroker {
+    /// The bytes of its frame.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`] when no frame can carry it.
+    pub fn encode(&self) -> Result<Zeroizing<Vec<u8>>, FrameError> {
+        encode(self)
+    }
+
+    /// Reads a frame that came with `descriptors` descriptors. A worker is not trusted.
+    ///
+    /// # Errors
+    /// [`FrameError`]
+    pub fn decode(frame: &[u8], descriptors: usize) -> Result<Self, FrameError> {
+        if descriptors != 0 {
+            return Err(FrameError::Descriptors { got: descriptors, need: 0 });
+        }
+        let message = from_postcard(frame)?;
+        if let Self::Placed(Placement { nodes, cpus, .. }) = &message {
+            // They are kept while the session lasts, and shown as labels of a metric.
+            bound("a list of NUMA nodes", nodes.len(), MAX_CPUS)?;
+            bound("a list of CPUs", cpus.len(), MAX_CPUS)?;
+        }
+        Ok(message)
     }
 }
 
@@ -115,7 +167,7 @@ pub async fn to_worker(
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     debug_assert_eq!(message.descriptors(), descriptors.len());
-    channel.send(&encode(message)?, descriptors).await
+    channel.send(&message.encode().map_err(io::Error::other)?, descriptors).await
 }
 
 /// Sends to the broker.
@@ -123,7 +175,7 @@ pub async fn to_worker(
 /// # Errors
 /// Those of [`Channel::send`].
 pub async fn to_broker(channel: &Channel, message: &ToBroker) -> io::Result<()> {
-    channel.send(&encode(message)?, &[]).await
+    channel.send(&message.encode().map_err(io::Error::other)?, &[]).await
 }
 
 /// Receives from the broker; `None` when it is gone.
@@ -135,58 +187,46 @@ pub async fn from_broker(
     buffer: &mut FrameBuffer,
 ) -> io::Result<Option<(ToWorker, Vec<OwnedFd>)>> {
     let Some(descriptors) = channel.receive(buffer).await? else { return Ok(None) };
-    let message: ToWorker = decode(buffer)?;
-    if message.descriptors() != descriptors.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "wrong number of descriptors"));
-    }
-    Ok(Some((message, descriptors)))
+    let message = ToWorker::decode(buffer.frame(), descriptors.len());
+    buffer.wipe();
+    Ok(Some((message.map_err(invalid)?, descriptors)))
 }
 
-/// Receives from a worker; `None` when it is gone. A worker is not trusted.
+/// Receives from a worker; `None` when it is gone.
 ///
 /// # Errors
 /// `InvalidData` for what is no message; those of [`Channel::receive`].
 pub async fn from_worker(channel: &Channel, buffer: &mut FrameBuffer) -> io::Result<Option<ToBroker>> {
     let Some(descriptors) = channel.receive(buffer).await? else { return Ok(None) };
-    let message = decode(buffer)?;
-    if !descriptors.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors where none are due"));
-    }
-    Ok(Some(message))
+    let message = ToBroker::decode(buffer.frame(), descriptors.len());
+    buffer.wipe();
+    message.map(Some).map_err(invalid)
 }
 
-fn encode<T: Serialize>(message: &T) -> io::Result<Zeroizing<Vec<u8>>> {
+fn invalid(error: FrameError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, FrameError> {
+    // Room for all of it at once: growing would leave copies of a key behind.
     let mut frame = Zeroizing::new(vec![0; MAX_FRAME]);
-    let length = postcard::to_slice(message, &mut frame).map_err(io::Error::other)?.len();
+    let too_large =
+        |_| FrameError::TooLarge { what: "a frame that needs", got: MAX_FRAME + 1, limit: MAX_FRAME };
+    let length = postcard::to_slice(message, &mut frame).map_err(too_large)?.len();
     frame.truncate(length);
     Ok(frame)
-}
-
-fn decode<T: DeserializeOwned>(buffer: &mut FrameBuffer) -> io::Result<T> {
-    let decoded = read(buffer.frame());
-    buffer.wipe();
-    decoded
-}
-
-fn read<T: DeserializeOwned>(frame: &[u8]) -> io::Result<T> {
-    match postcard::take_from_bytes(frame) {
-        Ok((message, [])) => Ok(message),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a message between broker and worker")),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use escp_engine_api::placement::Reason;
     use escp_sys::seqpacket;
     use proptest::prelude::*;
     use std::os::fd::AsFd;
 
-    /// What reads as a message can be said again, and is the same then.
-    fn holds<T: Serialize + DeserializeOwned + std::fmt::Debug>(frame: &[u8]) {
-        let Ok(message) = read::<T>(frame) else { return };
-        let again = encode(&message).unwrap();
-        assert_eq!(encode(&read::<T>(&again).unwrap()).unwrap(), again, "{message:?}");
+    fn register() -> ToBroker {
+        ToBroker::Register { session: [7; 16], route_key: Secret([8; 32]) }
     }
 
     proptest! {
@@ -197,18 +237,46 @@ mod tests {
             keep in 0_usize..200,
         ) {
             // Bytes of no kind, of each kind, and a message that is cut or goes on.
-            holds::<ToBroker>(&frame);
-            holds::<ToWorker>(&frame);
-            let led = [&[kind][..], &frame].concat();
-            holds::<ToBroker>(&led);
-            holds::<ToWorker>(&led);
-            let register = ToBroker::Register { session: [7; 16], route_key: Secret([8; 32]) };
-            let whole = encode(&register).unwrap();
+            for frame in [&frame[..], &[&[kind][..], &frame].concat()] {
+                if let Ok(message) = ToBroker::decode(frame, 0) {
+                    let again = message.encode().unwrap();
+                    prop_assert_eq!(ToBroker::decode(&again, 0).unwrap().encode().unwrap(), again);
+                }
+                for descriptors in 0..4 {
+                    let Ok(message) = ToWorker::decode(frame, descriptors) else { continue };
+                    let again = message.encode().unwrap();
+                    prop_assert_eq!(ToWorker::decode(&again, descriptors).unwrap().encode().unwrap(), again);
+                }
+            }
+            let whole = register().encode().unwrap();
             let cut = whole.get(..keep).unwrap_or(&whole);
-            prop_assert_eq!(read::<ToBroker>(cut).is_ok(), cut.len() == whole.len());
+            prop_assert_eq!(ToBroker::decode(cut, 0).is_ok(), cut.len() == whole.len());
             let longer = [&whole[..], &frame[..frame.len().min(1)]].concat();
-            prop_assert_eq!(read::<ToBroker>(&longer).is_ok(), frame.is_empty());
+            prop_assert_eq!(ToBroker::decode(&longer, 0).is_ok(), frame.is_empty());
         }
+    }
+
+    #[test]
+    fn a_worker_is_not_believed_to_run_on_more_than_there_can_be() {
+        let placed = |nodes: usize, cpus: usize| {
+            let of = |count| vec![9; count];
+            let placement = Placement { reason: Reason::Mask, nodes: of(nodes), cpus: of(cpus) };
+            ToBroker::decode(&ToBroker::Placed(placement).encode().unwrap(), 0)
+        };
+        assert!(placed(MAX_CPUS, MAX_CPUS).is_ok());
+        for (nodes, cpus) in [(MAX_CPUS + 1, 1), (1, MAX_CPUS + 1)] {
+            assert!(matches!(placed(nodes, cpus), Err(FrameError::TooLarge { limit: MAX_CPUS, .. })));
+        }
+    }
+
+    #[test]
+    fn the_number_of_descriptors_must_be_the_one_due() {
+        let frame = register().encode().unwrap();
+        assert_eq!(ToBroker::decode(&frame, 1).unwrap_err(), FrameError::Descriptors { got: 1, need: 0 });
+        let lane = ToWorker::Lane([1; 32], [2; 32]).encode().unwrap();
+        assert!(ToWorker::decode(&lane, 1).is_ok());
+        assert_eq!(ToWorker::decode(&lane, 0).unwrap_err(), FrameError::Descriptors { got: 0, need: 1 });
+        assert!(ToWorker::Stop("x".repeat(MAX_FRAME)).encode().is_err());
     }
 
     fn channels() -> (Channel, Channel) {
@@ -252,7 +320,7 @@ mod tests {
         let mut buffer = FrameBuffer::new();
         worker.send(&[0xff; 900], &[]).await.unwrap();
         assert!(from_worker(&broker, &mut buffer).await.is_err());
-        let ended = encode(&ToBroker::Ended(SessionEnd::Agreed)).unwrap();
+        let ended = ToBroker::Ended(SessionEnd::Agreed).encode().unwrap();
         worker.send(&ended, &[worker.as_fd()]).await.unwrap();
         assert!(from_worker(&broker, &mut buffer).await.is_err());
     }
