@@ -105,6 +105,12 @@ impl HostName {
         Self { name, lookup }
     }
 
+    /// Whether nobody would have to wait for it.
+    #[cfg(test)]
+    pub(crate) fn is_looked_up(&self) -> bool {
+        self.lookup.is_finished()
+    }
+
     /// Its addresses; none where it has none, or is still being looked up in `patience` from now.
     pub(crate) async fn addresses(self, patience: Duration) -> Vec<SocketAddr> {
         let Self { name, lookup } = self;
@@ -359,7 +365,7 @@ mod tests {
     async fn a_name_is_looked_up_before_anybody_waits_for_it() {
         let ips = async |host: &str, patience| {
             let name = HostName::look_up(host);
-            while !name.lookup.is_finished() {
+            while !name.is_looked_up() {
                 tokio::task::yield_now().await;
             }
             let addresses: Vec<_> = name.addresses(patience).await.iter().map(SocketAddr::ip).collect();

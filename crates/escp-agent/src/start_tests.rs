@@ -42,6 +42,23 @@ async fn the_near_side_says_its_job_before_it_has_heard_a_hello() {
 }
 
 #[tokio::test]
+async fn the_near_side_looks_its_host_up_before_it_has_heard_a_hello() {
+    let (near, far) = duplex(1 << 16);
+    let far_side = async {
+        let (mut reader, mut writer) = split(far);
+        let theirs = Hello::decode_body(&frame(&mut reader).await[LENGTH_LEN..]).unwrap();
+        // On this one thread, whatever was started has its turn now. An address is looked up in one.
+        tokio::task::yield_now().await;
+        writer.write_all(&hello(VERSION, VERSION, theirs.session).encode_frame()).await.unwrap();
+    };
+    let job = NearJob { host: "192.0.2.1".into(), ..near_job() };
+    let ends = async { tokio::join!(near::greet(split(near), job, LONG), far_side) };
+    let (greeted, ()) = tokio::time::timeout(LONG, ends).await.expect("nobody waits for the other");
+    // What was started only now has had no turn yet.
+    assert!(greeted.unwrap().name.is_looked_up());
+}
+
+#[tokio::test]
 async fn a_job_in_a_later_versions_words_is_passed_over_and_the_one_in_ours_is_taken() {
     let newer = hello(VERSION, VERSION + 1, [3; 16]).encode_frame();
     let ours = hello(VERSION, VERSION, [3; 16]).encode_frame();
