@@ -14,14 +14,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::time::{sleep, timeout};
 
 /// Time for ssh to end once its control channel is closed.
 const SSH_PATIENCE: Duration = Duration::from_secs(5);
-/// The same after a failure: the far agent cleans up without it.
+/// The same after a failure, where the far agent cleans up without it, and for somebody who does not want to wait.
 const HASTY_PATIENCE: Duration = Duration::from_millis(500);
+/// Time for an ssh that was told to end.
+const MERCY: Duration = Duration::from_secs(3);
 
-/// Carries one session after the other out, until a signal ends them all. A host that cannot be reached keeps nobody from
-/// the next.
+/// Carries one session after the other out, until a signal ends them all: then the next one ends by it, too, before it
+/// began. A host that cannot be reached keeps nobody from the next.
 pub(crate) async fn run_all(
     plans: Vec<Plan>,
     socket: Option<&Path>,
@@ -31,13 +34,16 @@ pub(crate) async fn run_all(
     let mut all = Vec::new();
     let mut screen = Arc::clone(screen);
     for plan in plans {
+        if let Some(error) = stop.by_signal() {
+            let (host, outcome) = (plan.job.host, Err(error));
+            log_end(&host, &outcome);
+            all.push(Ended { host, outcome, so_far: Tally::default(), time: Duration::ZERO });
+            break;
+        }
         if !all.is_empty() {
             screen = Arc::new(screen.renewed());
         }
         all.push(run(plan, socket.map(Path::to_path_buf), &screen, stop).await);
-        if stop.by_signal().is_some() {
-            break;
-        }
     }
     all
 }
@@ -51,9 +57,7 @@ async fn run(plan: Plan, socket: Option<PathBuf>, screen: &Arc<Screen>, stop: &S
         Err(text) => Err(SessionError { status: status::CONNECT, text }),
         Ok(mut child) => {
             let outcome = stop.guard(through(&plan, &mut child, socket, screen, stop)).await;
-            let patience = if outcome.is_ok() { SSH_PATIENCE } else { HASTY_PATIENCE };
-            let ssh_ended = ssh::end(&mut child, patience).await;
-            tracing::debug!("ssh ended: {ssh_ended:?}");
+            leave(&mut child, outcome.is_ok(), stop).await;
             outcome
         }
     };
@@ -61,6 +65,24 @@ async fn run(plan: Plan, socket: Option<PathBuf>, screen: &Arc<Screen>, stop: &S
     let (time, so_far) = screen.so_far();
     log_end(&host, &outcome);
     Ended { host, outcome, so_far, time }
+}
+
+/// Lets ssh end. A signal that comes when all is `done` has nothing but this to hurry.
+async fn leave(child: &mut Child, done: bool, stop: &Stop) {
+    let patience = async {
+        if done {
+            let _ = timeout(SSH_PATIENCE, stop.signalled()).await;
+        }
+        // The goodbye, or the reason why there is none, may still be on its way through ssh.
+        sleep(HASTY_PATIENCE).await;
+    };
+    let mercy = async {
+        if timeout(MERCY, stop.abandoned()).await.is_ok() {
+            sleep(HASTY_PATIENCE).await;
+        }
+    };
+    let ended = ssh::end(child, patience, mercy).await;
+    tracing::debug!("ssh ended: {ended:?}");
 }
 
 /// Logs in, then runs the session.
@@ -96,9 +118,7 @@ async fn log_in(
     };
     // How ssh ended says why nothing came.
     let ended = match &error {
-        GreetError::Closed => {
-            tokio::time::timeout(SSH_PATIENCE, child.wait()).await.ok().and_then(Result::ok)
-        }
+        GreetError::Closed => timeout(SSH_PATIENCE, child.wait()).await.ok().and_then(Result::ok),
         _ => None,
     };
     let status = match &error {

@@ -82,15 +82,23 @@ impl Stop {
         }
     }
 
+    /// Waits until there is no more time for good order: for a second signal, or for some seconds after the first.
+    pub(crate) async fn abandoned(&self) {
+        let mut abandon = self.abandon.clone();
+        // Nobody is left to say so only when the program ends.
+        if abandon.wait_for(|abandon| *abandon).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Runs a session that stops by itself when `hang_up` is raised; gives it up when it takes too long to.
     pub(crate) async fn guard<T>(
         &self,
         session: impl Future<Output = Result<T, SessionError>>,
     ) -> Result<T, SessionError> {
-        let mut abandon = self.abandon.clone();
         let ended = tokio::select! {
             ended = session => ended,
-            Ok(_) = abandon.wait_for(|abandon| *abandon) => Err(SessionError {
+            () = self.abandoned() => Err(SessionError {
                 status: status::LOST,
                 text: "gave up waiting for the session to stop".into(),
             }),

@@ -7,14 +7,11 @@ use escp_agent::near::GreetError;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
 use tokio::process::{Child, Command};
 
 /// Where the far escp is looked for behind the login's own PATH: a login that is no interactive one often
 /// lacks /usr/local/bin.
 const MORE_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/opt/escp/bin";
-/// Time for ssh to end by itself before it is told to.
-const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How to log in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,19 +177,25 @@ fn quoted(path: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Waits for ssh to end; one that does not is told to. It is never killed outright at first, because it may
-/// have the terminal's echo to restore.
-pub(crate) async fn end(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
-    if let Ok(ended) = tokio::time::timeout(patience, child.wait()).await {
-        return ended.ok();
+/// Waits for ssh to end. One that has not when `patience` is over is told to, and killed when `mercy` is over, too. It is
+/// never killed outright at first, because it may have the terminal's echo to restore.
+pub(crate) async fn end(
+    child: &mut Child,
+    patience: impl Future<Output = ()>,
+    mercy: impl Future<Output = ()>,
+) -> Option<ExitStatus> {
+    tokio::select! {
+        ended = child.wait() => return ended.ok(),
+        () = patience => {}
     }
     let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         // The child has not been waited for, so the number is still its own.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
-    if let Ok(ended) = tokio::time::timeout(END_PATIENCE, child.wait()).await {
-        return ended.ok();
+    tokio::select! {
+        ended = child.wait() => return ended.ok(),
+        () = mercy => {}
     }
     child.kill().await.ok()?;
     child.try_wait().ok().flatten()

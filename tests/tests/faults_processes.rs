@@ -281,6 +281,53 @@ fn signals_before_anything_moves() -> Checked {
     Ok(())
 }
 
+/// A far escp that stays when its session is over, which the file `over` tells; the next one says nothing.
+fn that_stays(world: &World) -> Checked<(PathBuf, PathBuf)> {
+    let over = world.far.join("over");
+    let file = over.display();
+    let words = format!("sh -c 'test -e {file} || \"$0\" \"$@\"; : > {file}; exec sleep 60'");
+    Ok((far_program(world, &words)?, over))
+}
+
+#[test]
+fn a_signal_when_all_is_agreed_ends_the_waiting_only() -> Checked {
+    need_root!();
+    for way in Way::BOTH {
+        let scene = Scene::new(Plan::default(), way)?;
+        let (stays, over) = that_stays(&scene.world)?;
+        for (signal, group, _) in SIGNALS {
+            let run = way.operands(&scene.world, scene.world.escp_with(&stays), &["small"], "target/small");
+            let run = run.under("setsid", &[]).as_user(&scene.world.users.near).start()?;
+            wait_until("the far side's end", Duration::from_secs(20), || over.exists())?;
+            let start = Stopwatch::start();
+            interrupt(&run, signal, group)?;
+            ended_at_once(run, start, 0)?;
+            let small = scene.target().join("small");
+            compare::same_sha256(&way.source(&scene.world).join("small"), &small)?;
+            std::fs::remove_file(small)?;
+            std::fs::remove_file(&over)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_signal_between_two_hosts_is_no_good_end() -> Checked {
+    need_root!();
+    let scene = Scene::new(Plan::default(), Way::Down)?;
+    let (stays, over) = that_stays(&scene.world)?;
+    let source = |host: &str, name: &str| format!("{host}:{}/{name}", scene.world.far.display());
+    let run = scene.world.escp_with(&stays).arg(source("far", "small")).arg(source("far6", "big"));
+    let run = run.arg(scene.target()).start()?;
+    wait_until("the first host's end", Duration::from_secs(20), || over.exists())?;
+    interrupt(&run, Signal::INT, false)?;
+    let outcome = run.end()?.expect_status(130)?;
+    ensure!(outcome.stderr == "escp: interrupted\nescp: 1 file arrived whole\n", "{}", outcome.told());
+    compare::same_sha256(&scene.world.far.join("small"), &scene.target().join("small"))?;
+    std::fs::remove_file(scene.target().join("small"))?;
+    scene.is_tidy(0)
+}
+
 /// A look at a mount that hangs must not keep anyone from leaving: neither agent may wait for it in its task.
 #[test]
 fn a_hung_mount_lets_everybody_go() -> Checked {

@@ -248,6 +248,11 @@ impl Monitor {
         Self { end, task }
     }
 
+    /// How the channel ended, if it has.
+    pub(crate) fn end(&self) -> Option<ChannelEnd> {
+        self.end.borrow().clone()
+    }
+
     /// Waits at most `time` for the channel's end.
     pub(crate) async fn end_within(&mut self, time: Duration) -> Option<ChannelEnd> {
         let end = timeout(time, self.end.wait_for(Option::is_some)).await.ok()?.ok()?;

@@ -210,9 +210,10 @@ where
         }
     };
     note_listening(&job.host, &listening, &*observer);
+    let mut stop_waiting = hang_up.subscribe();
     let mut monitor = Monitor::start(reader, job.host.clone(), hang_up);
     let moved = connect_and_move(opening, (&listening, name), &job, stop, observer).await;
-    conclude(moved, &job.host, &mut writer, &mut monitor).await
+    conclude(moved, &job.host, &mut writer, (&mut monitor, &mut stop_waiting)).await
 }
 
 /// Says goodbye, or why not; and prefers what the far side says about a failure to how it looks from here.
@@ -220,14 +221,20 @@ async fn conclude<W: AsyncWrite + Unpin>(
     moved: Result<Tally, SessionError>,
     host: &str,
     writer: &mut ControlWriter<W>,
-    monitor: &mut Monitor,
+    (monitor, stop): (&mut Monitor, &mut watch::Receiver<Option<HangUp>>),
 ) -> Result<Tally, SessionError> {
     match moved {
         Ok(tally) => {
             if let Err(error) = writer.send(&ControlMessage::Bye).await {
                 tracing::debug!("no goodbye: {error}");
             }
-            match monitor.end_within(LEAVE_DEADLINE).await {
+            let end = tokio::select! {
+                biased;
+                end = monitor.end_within(LEAVE_DEADLINE) => end,
+                // All is agreed: whoever wants the session to stop now only wants not to wait.
+                _ = hung_up(stop) => monitor.end(),
+            };
+            match end {
                 Some(ChannelEnd::Failed(error)) => Err(error),
                 _ => Ok(tally),
             }

@@ -18,6 +18,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 use tokio::sync::watch;
 
+#[path = "end_tests.rs"]
+mod end;
 #[path = "start_tests.rs"]
 mod start;
 
