@@ -1,10 +1,11 @@
 //! The instrument works: it measures something small and says so. Nothing here passes or fails by time.
 
-use escp_testkit::{Checked, ensure, need_root};
+use escp_testkit::run::{PATIENCE, wait_until};
+use escp_testkit::{Checked, ensure, need_root, processes};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 const BENCH: &str = env!("CARGO_BIN_EXE_escp-bench");
 
@@ -235,6 +236,53 @@ fn what_either_end_of_the_floor_for_small_files_cannot_do_is_told() -> Checked {
     }
     escp_testkit::tree::file(&tree.join("large"), 1 << 20, 1)?;
     said(&["--streams=2"], "large", &[], &["tree/large: 1048576 bytes do not fit"])
+}
+
+/// A sending end of the floor, which is killed if nobody else has.
+struct Sender(Child);
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Sender {
+    /// Starts one that has more to send than anybody waits for.
+    fn start(words: &[&str]) -> Checked<Self> {
+        let mut floor = Command::new(BENCH);
+        floor.args(["floor", "--size=999T"]).args(words);
+        Ok(Self(floor.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?))
+    }
+
+    /// Waits until its receiving end is as far as `there` knows, kills it, and waits for the other's end.
+    fn leaves_nobody_behind(mut self, there: impl Fn(u32) -> bool) -> Checked {
+        let mut receiver = None;
+        wait_until("the receiving end", PATIENCE, || {
+            receiver = processes::descendants(self.0.id()).into_iter().find(|pid| there(*pid));
+            receiver.is_some()
+        })?;
+        self.0.kill()?;
+        self.0.wait()?;
+        wait_until("the receiving end's own end", PATIENCE, || receiver.and_then(processes::read).is_none())
+    }
+}
+
+/// Whether each of two streams has its thread, which only receives.
+fn receives(pid: u32) -> bool {
+    processes::status(pid, "Threads").is_ok_and(|threads| threads == "3")
+}
+
+#[test]
+fn a_killed_sending_end_of_the_floor_leaves_nobody_behind() -> Checked {
+    Sender::start(&["--streams=2"])?.leaves_nobody_behind(receives)?;
+    // One that is still waited for has no connection that could break. Where the receiving end listens is never heard of.
+    let directory = tempfile::tempdir()?;
+    let listens = directory.path().join("listens");
+    let script = format!("exec \"$0\" \"$@\" > {}", listens.display());
+    let sender = Sender::start(&["--streams=2", "--", "sh", "-c", &script])?;
+    sender.leaves_nobody_behind(|_| std::fs::read(&listens).is_ok_and(|said| said.ends_with(b"\n")))
 }
 
 /// A directory with a program `escp` that every user may run.
