@@ -8,6 +8,7 @@ use escp_engine_api::{
 };
 use escp_ipc::{Channel, ConnectError, FrameBuffer, Hello, ServeEnd, connect, encode_command, refuse, serve};
 use escp_sys::seqpacket;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,9 +36,21 @@ impl Place {
         loop {
             match seqpacket::accept(&self.listener) {
                 Ok(socket) => return socket,
-                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
             sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Fills the queue of connections; returns those in it.
+    fn fill(&self) -> Vec<OwnedFd> {
+        let mut queue = Vec::new();
+        loop {
+            match seqpacket::connect(&self.path) {
+                Ok(socket) => queue.push(socket),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return queue,
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 
@@ -268,6 +281,43 @@ async fn each_reason_for_no_session_is_told_apart() {
     drop(place.listener);
     let refused = connect(&path).await.unwrap_err();
     assert!(matches!(&refused, ConnectError::Absent { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_place_in_a_full_queue_of_connections_is_waited_for() {
+    let place = place();
+    let queue = place.fill();
+    let mut agent = std::pin::pin!(connect(&place.path));
+    let at_once = tokio::select! {
+        biased;
+        ended = &mut agent => Some(ended.map(drop)),
+        () = std::future::ready(()) => None,
+    };
+    assert!(at_once.is_none(), "{at_once:?}");
+    // It has tried once, and not again before those in front of it had their turn.
+    for _ in &queue {
+        seqpacket::accept(&place.listener).unwrap();
+    }
+    let (engine, _port) = engine_pair();
+    let served = async { serve(place.accepted().await, engine).await };
+    let connected = async {
+        tokio::select! {
+            connected = agent => connected.map(drop),
+            end = served => panic!("{end:?}"),
+        }
+    };
+    timeout(SOON, connected).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_queue_that_stays_full_is_given_up() {
+    let place = place();
+    let _queue = place.fill();
+    let error = connect(&place.path).await.unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::Broken { source, .. } if source.kind() == ErrorKind::WouldBlock),
+        "{error}"
+    );
 }
 
 #[tokio::test]
