@@ -2,7 +2,7 @@
 
 use escp_testkit::mount::{Kind, Mount};
 use escp_testkit::run::Outcome;
-use escp_testkit::{Checked, Host, Trouble, World, compare, ensure, need_program, need_root, tree};
+use escp_testkit::{Checked, Host, Trouble, World, compare, ensure, need_program, need_root, skip, tree};
 use escp_tests::calls::{Call, Calls, Strace, Waiting};
 use escp_tests::{Way, parts, settle};
 use std::collections::BTreeSet;
@@ -239,5 +239,117 @@ fn an_error_of_any_of_these_calls_fails_what_it_was_for() -> Checked {
         }
         ensure!(parts::temporaries(&copy)?.is_empty(), "{call} left a temporary file");
     }
+    Ok(())
+}
+
+/// Small files of one directory: enough that a barrier makes them durable together.
+const MANY: usize = 300;
+
+impl Scene {
+    /// Copies many small files, again until a barrier was used for some: where much of the machine's memory waits for
+    /// disks, each is made durable by itself. `None` where that stays so.
+    fn copy_by_barrier(&self, more: &[&str]) -> Checked<Option<Copied>> {
+        let source = self.way.source(&self.world).join("many");
+        std::fs::create_dir(&source)?;
+        for number in 0..MANY {
+            tree::file(&source.join(format!("f{number}")), 1000 + number as u64, number as u64)?;
+        }
+        settle(&self.world)?;
+        for _ in 0..10 {
+            rustix::fs::sync();
+            let copy = self.way.target(&self.world).join("disk/copy");
+            if copy.exists() {
+                std::fs::remove_dir_all(&copy)?;
+            }
+            let copied = self.copy_of(&["many"], &[], more)?;
+            if copied.seen.named("sync_file_range").next().is_some()
+                || copied.seen.named("syncfs").any(failed)
+            {
+                return Ok(Some(copied));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn failed(call: &Call) -> bool {
+    call.result == Some(-1)
+}
+
+/// Insists that each file's data was durable, by itself or by a barrier, before it got its name. Returns how many got one.
+fn each_is_durable_before_its_name(seen: &Calls) -> Checked<usize> {
+    let mut renames = 0;
+    for call in seen.calls.iter().filter(|call| call.text.starts_with("rename") && call.result == Some(0)) {
+        let Some((directory, temporary, name)) = renamed(call) else { continue };
+        let path = format!("{directory}/{temporary}");
+        let data = happened(seen, &format!("data of {name}"), |write| write.did("pwrite64", &path))?;
+        happened(seen, &format!("{name} being durable before {}", call.begun), |asked| {
+            let barrier = || {
+                let passed = |barrier: &Call| barrier.result == Some(0) && barrier.text.contains("/disk");
+                seen.named("syncfs").any(|b| passed(b) && b.begun > data && b.ended < asked.begun)
+            };
+            let synced = asked.did("fdatasync", &path) || (asked.did("sync_file_range", &path) && barrier());
+            synced && asked.begun > data && asked.ended < call.begun
+        })?;
+        renames += 1;
+    }
+    Ok(renames)
+}
+
+#[test]
+fn many_small_files_pass_one_barrier_before_their_names() -> Checked {
+    need_root!();
+    need_program!("strace");
+    for (way, host) in [(Way::Up, Host::Daemon), (Way::Down, Host::Embedded)] {
+        let scene = Scene::new(way, host)?;
+        let Some(copied) = scene.copy_by_barrier(&[])? else {
+            skip!("too much of this machine's memory waits for its disks");
+        };
+        ensure!(copied.outcome.code() == 0, "{}", copied.outcome.told());
+        let named = each_is_durable_before_its_name(&copied.seen)?;
+        ensure!(named == MANY, "{named} of {MANY} files got their names");
+        compare::same(&way.source(&scene.world).join("many"), &way.target(&scene.world).join("disk/copy"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn where_a_barrier_fails_each_file_is_made_durable_by_itself() -> Checked {
+    need_root!();
+    need_program!("strace");
+    let scene = Scene::new(Way::Up, Host::Embedded)?;
+    let Some(copied) = scene.copy_by_barrier(&["-e", "inject=syncfs:error=EIO"])? else {
+        skip!("too much of this machine's memory waits for its disks");
+    };
+    ensure!(copied.outcome.code() == 0, "{}", copied.outcome.told());
+    ensure!(copied.seen.named("syncfs").all(failed), "a syncfs went well");
+    let named = each_is_durable_before_its_name(&copied.seen)?;
+    ensure!(named == MANY, "{named} of {MANY} files got their names");
+    compare::same(&scene.world.near.join("many"), &scene.world.far.join("disk/copy"))
+}
+
+#[test]
+fn a_file_that_a_barrier_lost_is_named_and_the_others_arrive() -> Checked {
+    need_root!();
+    need_program!("strace");
+    let scene = Scene::new(Way::Up, Host::Daemon)?;
+    let Some(copied) = scene.copy_by_barrier(&["-e", "inject=sync_file_range:error=EIO:when=3"])? else {
+        skip!("too much of this machine's memory waits for its disks");
+    };
+    let outcome = copied.outcome.expect_status(1)?;
+    let copy = scene.world.far.join("disk/copy");
+    // The third of each thread that asks.
+    let lost = copied.seen.named("sync_file_range").filter(|call| failed(call)).count();
+    let missing: Vec<_> =
+        (0..MANY).map(|n| format!("f{n}")).filter(|name| !copy.join(name).exists()).collect();
+    ensure!(lost > 0 && missing.len() == lost, "{lost} were lost, missing are {missing:?}");
+    for name in &missing {
+        let told = outcome
+            .stderr
+            .lines()
+            .any(|line| line.contains(&format!("/{name}: ")) && line.contains("nput/output error"));
+        ensure!(told, "{name} is not named\n{}", outcome.told());
+    }
+    ensure!(parts::temporaries(&copy)?.is_empty(), "a temporary file was left");
     Ok(())
 }

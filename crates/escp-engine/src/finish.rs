@@ -1,5 +1,6 @@
 //! What happens to a file when its last byte is through: size, durability, report.
 
+use crate::barrier;
 use crate::files::File;
 use crate::meter::Counter;
 use crate::shared::Shared;
@@ -11,10 +12,10 @@ use tokio::sync::{Semaphore, mpsc};
 /// Threads that make files durable at once. Each waits for the disk nearly all the time, and the file
 /// system commits what they wait for together.
 const SYNC_THREADS: usize = 8;
-/// Files one of them takes at a time.
-const SYNC_BATCH: usize = 64;
+/// Barriers for small files that are under way at once: while one is, files gather for the next.
+const BARRIERS: usize = 1;
 /// Records' worth of files that are taken together; as many as came meanwhile, so that batches grow with the load.
-const RECORDS: usize = 16;
+const RECORDS: usize = 64;
 /// Files of this size and more are made durable alone, so that small ones do not wait behind them.
 const LARGE: u64 = 1 << 20;
 
@@ -25,6 +26,7 @@ pub(crate) async fn finish_files(
     reports: mpsc::Sender<Vec<FileReport>>,
 ) {
     let threads = Arc::new(Semaphore::new(SYNC_THREADS));
+    let barriers = Arc::new(Semaphore::new(BARRIERS));
     let mut records = Vec::with_capacity(RECORDS);
     loop {
         // `shared` itself can send files, so only the session's end of the reports says that it is over.
@@ -44,16 +46,14 @@ pub(crate) async fn finish_files(
             }
         }
         for group in groups(waiting) {
-            // No thread is free: what comes meanwhile waits, and makes larger batches.
-            let Ok(permit) = Arc::clone(&threads).acquire_owned().await else { return };
+            // Nobody is free: what comes meanwhile waits, and makes larger batches.
+            let free = if group.len() > 1 { &barriers } else { &threads };
+            let Ok(permit) = Arc::clone(free).acquire_owned().await else { return };
             let (shared, reports) = (Arc::clone(&shared), reports.clone());
             tokio::task::spawn_blocking(move || {
-                let settled = |file: &Arc<File>| {
-                    settle(&shared, file);
-                    report(&shared, file)
-                };
                 shared.settling.fetch_add(1, Relaxed);
-                let settled = group.iter().map(settled).collect();
+                settle(&shared, &group);
+                let settled = group.iter().map(|file| report(&shared, file)).collect();
                 shared.settling.fetch_sub(1, Relaxed);
                 // The control task is gone only when the session is over.
                 let _ = reports.blocking_send(settled);
@@ -63,10 +63,10 @@ pub(crate) async fn finish_files(
     }
 }
 
-/// What one thread takes at a time: a large file, or many small ones.
+/// What one thread takes at a time: a large file, or all small ones.
 fn groups(files: Vec<Arc<File>>) -> Vec<Vec<Arc<File>>> {
     let (large, small): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.spec().size >= LARGE);
-    let small = small.chunks(SYNC_BATCH).map(<[_]>::to_vec);
+    let small = (!small.is_empty()).then_some(small);
     large.into_iter().map(|file| vec![file]).chain(small).collect()
 }
 
@@ -78,24 +78,23 @@ fn needs_disk(shared: &Shared, file: &File) -> bool {
         && (file.was_prepared() || (shared.options.durable && !file.spec().in_memory))
 }
 
-/// Cuts a received file to its size and makes it durable.
-fn settle(shared: &Shared, file: &File) {
-    let Some(descriptor) = file.descriptor() else { return };
-    if file.is_failed() {
-        return;
+/// Cuts received files to their size and makes them durable.
+fn settle(shared: &Shared, files: &[Arc<File>]) {
+    for file in files.iter().filter(|file| file.was_prepared() && !file.is_failed()) {
+        // The last block of an O_DIRECT file is padded, and a file may end in a hole.
+        if let Some(descriptor) = file.descriptor()
+            && let Err(error) = rustix::fs::ftruncate(descriptor, file.spec().size)
+        {
+            file.fail_late(Stage::Truncate, &error.into());
+        }
     }
-    // The last block of an O_DIRECT file is padded, and a file may end in a hole.
-    if file.was_prepared()
-        && let Err(error) = rustix::fs::ftruncate(descriptor, file.spec().size)
-    {
-        file.fail_late(Stage::Truncate, &error.into());
-        return;
-    }
-    if shared.options.durable && !file.spec().in_memory {
+    let lasts = |file: &&Arc<File>| shared.options.durable && !file.spec().in_memory && !file.is_failed();
+    let files: Vec<&File> = files.iter().filter(lasts).map(Arc::as_ref).collect();
+    for (file, synced) in files.iter().zip(barrier::sync(&files)) {
         // Never again after an error: the kernel reports a lost page once, and says OK the next time.
-        if let Err(error) = rustix::fs::fdatasync(descriptor) {
+        if let Err(error) = synced {
             shared.meter.add(Counter::ErrorsDisk, 1);
-            file.fail_late(Stage::Sync, &error.into());
+            file.fail_late(Stage::Sync, &error);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `docs/ARCHITECTURE.md`, "the way of a byte", for how a block travels through this crate.
 
 mod adapt;
+mod barrier;
 mod check;
 mod clock;
 mod control_stream;

@@ -13,3 +13,4 @@ pub mod seqpacket;
 pub mod socket;
 #[cfg(feature = "tun")]
 pub mod tun;
+pub mod writeback;
