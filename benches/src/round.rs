@@ -16,7 +16,11 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// For so long ext4 passes inodes over that were freed, one by one (`recently_deleted` of fs/ext4/ialloc.c): a tree that is
+/// made right after another was removed takes several times as long.
+const UNTIL_FORGOTTEN: Duration = Duration::from_secs(6);
 
 /// Runs all rounds of a workload. `interrupted` ends them.
 pub(crate) fn run(
@@ -93,6 +97,9 @@ fn once(
     let users = &ground.world.users;
     give(&out, if contender.is_remote() { &users.far } else { &users.near })?;
     if trip.medium == Medium::Disk {
+        if trip.tree {
+            std::thread::sleep(UNTIL_FORGOTTEN);
+        }
         drop_caches()?;
     }
     if let Some(wan) = &ground.world.wan {
