@@ -101,6 +101,15 @@ fn names_are_durable(seen: &Calls, directory: &str, named: usize, end: usize) ->
     .map(drop)
 }
 
+/// Insists that nobody changed a file after `synced`.
+#[track_caller]
+fn unchanged_since(seen: &Calls, path: &str, synced: usize) -> Checked {
+    let late = |change: &&Call| change.text.contains(&format!("<{path}>")) && change.ended > synced;
+    let late: Vec<&Call> = seen.named("pwrite64").chain(seen.named("ftruncate")).filter(late).collect();
+    ensure!(late.is_empty(), "{path} was changed after it was made durable: {late:#?}");
+    Ok(())
+}
+
 /// Insists on the order: data, their sync, the name, the sync of its directory, the end.
 fn durable_in_order(copied: &Copied) -> Checked {
     let seen = &copied.seen;
@@ -112,9 +121,7 @@ fn durable_in_order(copied: &Copied) -> Checked {
         let synced = happened(seen, &format!("fdatasync of {name} before {}", call.begun), |sync| {
             sync.did("fdatasync", &path) && sync.ended < call.begun
         })?;
-        let late = |change: &&Call| change.text.contains(&format!("<{path}>")) && change.ended > synced;
-        let late: Vec<&Call> = seen.named("pwrite64").chain(seen.named("ftruncate")).filter(late).collect();
-        ensure!(late.is_empty(), "{name} was changed after it was made durable: {late:#?}");
+        unchanged_since(seen, &path, synced)?;
         names_are_durable(seen, directory, call.ended, end)?;
         names.insert(name.to_owned());
     }
@@ -283,7 +290,7 @@ fn each_is_durable_before_its_name(seen: &Calls) -> Checked<usize> {
         let Some((directory, temporary, name)) = renamed(call) else { continue };
         let path = format!("{directory}/{temporary}");
         let data = happened(seen, &format!("data of {name}"), |write| write.did("pwrite64", &path))?;
-        happened(seen, &format!("{name} being durable before {}", call.begun), |asked| {
+        let synced = happened(seen, &format!("{name} being durable before {}", call.begun), |asked| {
             let barrier = || {
                 let passed = |barrier: &Call| barrier.result == Some(0) && barrier.text.contains("/disk");
                 seen.named("syncfs").any(|b| passed(b) && b.begun > data && b.ended < asked.begun)
@@ -291,6 +298,7 @@ fn each_is_durable_before_its_name(seen: &Calls) -> Checked<usize> {
             let synced = asked.did("fdatasync", &path) || (asked.did("sync_file_range", &path) && barrier());
             synced && asked.begun > data && asked.ended < call.begun
         })?;
+        unchanged_since(seen, &path, synced)?;
         renames += 1;
     }
     Ok(renames)

@@ -12,8 +12,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::thread;
 
-/// Threads that sync files one by one.
-const THREADS: usize = 8;
+/// Threads that sync files one by one. Each waits for the disk nearly all the time, and the file system commits together
+/// what they wait for.
+pub(crate) const THREADS: usize = 8;
 /// From so many files of a file system on; fewer are synced sooner by themselves.
 const FROM: usize = 16;
 /// Bytes of other people's data that files may come to wait for: a fraction of a second of a slow disk.
@@ -80,8 +81,7 @@ fn is_quiet_by(meminfo: &str, bytes: u64) -> bool {
     waiting.is_some_and(|kib| kib.saturating_mul(1024) <= bytes.saturating_add(OF_OTHERS))
 }
 
-/// Syncs each file, several at a time: nearly all of it is waiting, and the file system commits together what they wait
-/// for.
+/// Syncs each file, several at a time.
 fn each(descriptors: &[BorrowedFd<'_>]) -> Vec<io::Result<()>> {
     let share = descriptors.len().div_ceil(THREADS).max(2);
     thread::scope(|scope| {

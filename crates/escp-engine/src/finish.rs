@@ -9,9 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Threads that make files durable at once. Each waits for the disk nearly all the time, and the file
-/// system commits what they wait for together.
-const SYNC_THREADS: usize = 8;
 /// Barriers for small files that are under way at once: while one is, files gather for the next.
 const BARRIERS: usize = 1;
 /// Records' worth of files that are taken together; as many as came meanwhile, so that batches grow with the load.
@@ -25,7 +22,7 @@ pub(crate) async fn finish_files(
     mut over: mpsc::UnboundedReceiver<Vec<Arc<File>>>,
     reports: mpsc::Sender<Vec<FileReport>>,
 ) {
-    let threads = Arc::new(Semaphore::new(SYNC_THREADS));
+    let threads = Arc::new(Semaphore::new(barrier::THREADS));
     let barriers = Arc::new(Semaphore::new(BARRIERS));
     let mut records = Vec::with_capacity(RECORDS);
     loop {
