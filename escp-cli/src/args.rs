@@ -124,7 +124,7 @@ pub(crate) struct SpeedArgs {
     /// TCP congestion control of the data connections on both hosts, such as bbr (the hosts' own unless given)
     #[arg(long, value_name = "NAME")]
     pub(crate) congestion: Option<String>,
-    /// Size of a block, 256K to 8M (2M unless configured otherwise)
+    /// Largest size of a block, 256K to 8M (2M unless configured otherwise)
     #[arg(long, value_name = "SIZE")]
     pub(crate) blocksize: Option<String>,
     /// Blocks in flight per data connection

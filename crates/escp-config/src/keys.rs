@@ -159,7 +159,7 @@ pub static KEYS: &[Key] = &[
         values: "256K to 8M, a multiple of 4K",
         reader: Reader::Cli,
         applies: Applies::NextRun,
-        meaning: "Bytes read, sealed, sent and written at a time; --blocksize on the command line.",
+        meaning: "Most bytes read, sealed, sent and written at a time; --blocksize on the command line.",
         set: |c, v| assign(&mut c.block_size, block_size(v)),
         get: |c| format_size(c.block_size.into()),
     },
