@@ -1,10 +1,11 @@
 //! A few threads for system calls that may block, so that the session's task never does.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Dropping the pool stops them and waits until the last job is done with.
 #[derive(Debug)]
 pub(crate) struct Pool<J> {
-    jobs: Option<mpsc::Sender<J>>,
+    jobs: Arc<Queue<J>>,
     pulse: Arc<Pulse>,
     threads: Vec<Thread>,
 }
@@ -56,15 +57,14 @@ impl<J: Send + 'static> Pool<J> {
     where
         F: Fn(J, &Pulse) + Send + Sync + 'static,
     {
-        let (jobs, queue) = mpsc::channel::<J>();
-        let queue = Arc::new(Mutex::new(queue));
+        let jobs = Arc::new(Queue::default());
         let work = Arc::new(work);
         let pulse = Arc::new(Pulse::default());
-        let mut pool = Self { jobs: Some(jobs), pulse: Arc::clone(&pulse), threads: Vec::new() };
+        let mut pool = Self { jobs: Arc::clone(&jobs), pulse: Arc::clone(&pulse), threads: Vec::new() };
         for _ in 0..thread_count() {
-            let (queue, work, pulse) = (Arc::clone(&queue), Arc::clone(&work), Arc::clone(&pulse));
+            let (jobs, work, pulse) = (Arc::clone(&jobs), Arc::clone(&work), Arc::clone(&pulse));
             let started = Thread::start(name, move || {
-                while let Some(job) = next_job(&queue) {
+                while let Some(job) = jobs.next() {
                     work(job, &pulse);
                     pulse.beat();
                 }
@@ -81,15 +81,12 @@ impl<J: Send + 'static> Pool<J> {
 
     /// Gives a job. Jobs start in the order in which they are given.
     pub(crate) fn give(&self, job: J) {
-        if let Some(jobs) = &self.jobs {
-            // Fails only when every thread has ended, which only dropping the pool does.
-            let _ = jobs.send(job);
-        }
+        self.jobs.give(job);
     }
 
-    /// A way to give jobs from another thread, which must end before the pool does.
-    pub(crate) fn giver(&self) -> Option<mpsc::Sender<J>> {
-        self.jobs.clone()
+    /// A way to give jobs from another thread. What comes when the pool was dropped is dropped too.
+    pub(crate) fn giver(&self) -> Arc<Queue<J>> {
+        Arc::clone(&self.jobs)
     }
 }
 
@@ -103,9 +100,75 @@ impl<J> Pool<J> {
 impl<J> Drop for Pool<J> {
     fn drop(&mut self) {
         self.stop();
-        self.jobs = None;
+        self.jobs.close();
         for thread in self.threads.drain(..) {
             thread.join_while(&self.pulse);
+        }
+    }
+}
+
+/// Jobs that wait for a thread.
+///
+/// Each wakes one thread at most. (A channel behind a lock would wake two: one that takes the job, and one that takes
+/// its place at the channel.)
+#[derive(Debug)]
+pub(crate) struct Queue<J> {
+    waiting: Mutex<Waiting<J>>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Waiting<J> {
+    jobs: VecDeque<J>,
+    /// Threads that wait for a job.
+    idle: usize,
+    closed: bool,
+}
+
+impl<J> Default for Queue<J> {
+    fn default() -> Self {
+        let waiting = Waiting { jobs: VecDeque::new(), idle: 0, closed: false };
+        Self { waiting: Mutex::new(waiting), changed: Condvar::new() }
+    }
+}
+
+impl<J> Queue<J> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<J>> {
+        // A poisoned queue is still a queue: nothing here leaves it half changed.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a job, unless the queue is closed.
+    pub(crate) fn give(&self, job: J) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        waiting.jobs.push_back(job);
+        let wake = waiting.idle > 0;
+        drop(waiting);
+        if wake {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Lets the threads end once they have taken what is there.
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// The next job, waited for; `None` once the queue is closed and empty.
+    fn next(&self) -> Option<J> {
+        let mut waiting = self.lock();
+        loop {
+            match waiting.jobs.pop_front() {
+                None if !waiting.closed => {}
+                job => return job,
+            }
+            waiting.idle += 1;
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting.idle -= 1;
         }
     }
 }
@@ -147,10 +210,6 @@ impl Thread {
         // A panic was reported by its hook; there is nothing to add here.
         let _ = handle.join();
     }
-}
-
-fn next_job<J>(queue: &Mutex<mpsc::Receiver<J>>) -> Option<J> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
 /// Two at least, since one may wait for a disk; more than eight only contend for directories' locks.

@@ -17,7 +17,7 @@ enum Job {
     /// Open these; `batch` counts from 0.
     Open { batch: u64, found: Vec<Found> },
     /// These were read, with these check values.
-    Recheck(Vec<(u64, FileCheck, Arc<Original>)>),
+    Recheck(Vec<(u64, FileCheck, Original)>),
 }
 
 /// What the threads answer.
@@ -57,11 +57,8 @@ impl Crew {
         let walker = Thread::start("escp-walk", move || {
             let mut batches = 0;
             let mut give = |found| {
-                if let Some(giver) = &giver {
-                    // Nobody listens only when the session is over.
-                    let _ = giver.send(Job::Open { batch: batches, found });
-                    batches += 1;
-                }
+                giver.give(Job::Open { batch: batches, found });
+                batches += 1;
             };
             walk(sources, Walk { recursive: options.recursive, deepest, gate: &held, give: &mut give });
             let _ = answer.send(Done::Walked { batches });
@@ -74,8 +71,8 @@ impl Crew {
         self.gate.allow(total);
     }
 
-    /// Has files looked at again that were read with these check values.
-    pub(super) fn recheck(&self, files: Vec<(u64, FileCheck, Arc<Original>)>) {
+    /// Has files looked at again that were read with these check values, and closed.
+    pub(super) fn recheck(&self, files: Vec<(u64, FileCheck, Original)>) {
         self.pool.give(Job::Recheck(files));
     }
 }

@@ -39,7 +39,8 @@ struct SentFile {
     spec: FileSpec,
     extents: Vec<Extent>,
     file: Option<Arc<OwnedFd>>,
-    original: Option<Arc<Original>>,
+    /// To be looked at again, once it was read.
+    original: Option<Original>,
     engine: AtEngine,
     /// Its check value, once it was read and had not changed.
     check: Option<FileCheck>,
@@ -255,7 +256,7 @@ impl Sender<'_> {
             spec: FileSpec { number, ..opened.spec },
             extents,
             file: opened.file,
-            original: opened.original.map(Arc::new),
+            original: opened.original,
             engine: AtEngine::NotYet,
             check: None,
             fault: None,
@@ -303,8 +304,9 @@ impl Sender<'_> {
                 self.remove(number);
                 continue;
             }
-            match (outcome, &sent.original) {
-                (Ok(check), Some(original)) => read.push((number, check, Arc::clone(original))),
+            match (outcome, sent.original.take()) {
+                // Its descriptor goes along: closing may wait for a file system, and this task must not.
+                (Ok(check), Some(original)) => read.push((number, check, original)),
                 (Ok(check), None) => {
                     sent.check = Some(check);
                     digests.push(FileDigest { number, outcome: Ok(check::to_wire(check)) });
