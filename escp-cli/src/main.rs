@@ -100,12 +100,11 @@ fn raise_limits() {
     }
 }
 
-/// Runs a session on a runtime for control; the engine's data threads are its own. What still runs after
-/// it ends with the process.
+/// Runs a session on this thread, which is for control: what may wait for a disk has threads of its own, in the agent
+/// and in the engine. (With more than one thread for control each message would cross from one to another, which for
+/// small files is dearer than all that they do.) What still runs after it ends with the process.
 fn on_runtime(session: impl AsyncFnOnce(signals::Stop) -> Report) -> Result<Report, String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("escp-control")
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;

@@ -63,8 +63,9 @@ fn prepare(parent: Option<&OsStr>) -> io::Result<OwnedFd> {
 }
 
 fn work(channel: OwnedFd) -> io::Result<()> {
-    // More than one thread, so that one that hangs in the kernel does not silence the others.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // One thread for control, on which nothing waits for a file system: passed descriptors are looked at without asking
+    // a server, and closed elsewhere.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(session(channel));
     // What still hangs ends with the process.
     runtime.shutdown_background();

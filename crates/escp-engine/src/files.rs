@@ -57,6 +57,11 @@ impl File {
         self.descriptor.as_deref().map(AsFd::as_fd)
     }
 
+    /// Whether closing it may wait for a file system.
+    pub(crate) fn closing_may_wait(&self) -> bool {
+        self.descriptor.is_some() && !self.spec.in_memory
+    }
+
     /// The alignment that offsets, lengths and addresses must have now: 1 when the file is not O_DIRECT.
     pub(crate) fn alignment(&self) -> usize {
         if self.direct.load(Relaxed) { self.spec.direct_alignment as usize } else { 1 }
@@ -235,7 +240,7 @@ impl FileTable {
     }
 
     /// Takes all files out, at the end.
-    pub(crate) fn clear(&self) {
-        self.lock().files.clear();
+    pub(crate) fn take_all(&self) -> Vec<Arc<File>> {
+        self.lock().files.drain().map(|(_, file)| file).collect()
     }
 }

@@ -25,38 +25,56 @@ pub(crate) async fn finish_files(
     let threads = Arc::new(Semaphore::new(barrier::THREADS));
     let barriers = Arc::new(Semaphore::new(BARRIERS));
     let mut records = Vec::with_capacity(RECORDS);
-    loop {
+    'session: loop {
         // `shared` itself can send files, so only the session's end of the reports says that it is over.
         let taken = tokio::select! {
             taken = over.recv_many(&mut records, RECORDS) => taken,
             () = reports.closed() => 0,
         };
         if taken == 0 {
-            return;
+            break;
         }
         let (waiting, done): (Vec<_>, Vec<_>) =
             records.drain(..).flatten().partition(|file| needs_disk(&shared, file));
         if !done.is_empty() {
-            let done = done.iter().map(|file| report(&shared, file)).collect();
-            if reports.send(done).await.is_err() {
-                return;
+            let reported = done.iter().map(|file| report(&shared, file)).collect();
+            let_go(done);
+            if reports.send(reported).await.is_err() {
+                break;
             }
         }
         for group in groups(waiting) {
             // Nobody is free: what comes meanwhile waits, and makes larger batches.
             let free = if group.len() > 1 { &barriers } else { &threads };
-            let Ok(permit) = Arc::clone(free).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(free).acquire_owned().await else { break 'session };
             let (shared, reports) = (Arc::clone(&shared), reports.clone());
             tokio::task::spawn_blocking(move || {
                 shared.settling.fetch_add(1, Relaxed);
                 settle(&shared, &group);
                 let settled = group.iter().map(|file| report(&shared, file)).collect();
+                drop(group);
                 shared.settling.fetch_sub(1, Relaxed);
                 // The control task is gone only when the session is over.
                 let _ = reports.blocking_send(settled);
                 drop(permit);
             });
         }
+    }
+    over.close();
+    while let Ok(left) = over.try_recv() {
+        records.push(left);
+    }
+    let_go(records.into_iter().flatten().collect());
+}
+
+/// Lets go of files, which closes them here. That may wait for a file system (close(2): NFS and FUSE flush), and one
+/// that hangs must not silence the session: it is done on a thread of its own, unless they live in memory.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub(crate) fn let_go(files: Vec<Arc<File>>) {
+    if files.iter().any(|file| file.closing_may_wait()) {
+        tokio::task::spawn_blocking(move || drop(files));
     }
 }
 

@@ -70,6 +70,13 @@ impl Plan {
         self.changed.notify_waiters();
     }
 
+    /// Takes all files out, at the end.
+    pub(crate) fn take_all(&self) -> Vec<Arc<File>> {
+        let mut queue = self.lock();
+        queue.closed = true;
+        queue.extents.drain(..).map(|(file, _)| file).collect()
+    }
+
     /// Takes the next record's worth. The files in it have one more operation in flight each.
     pub(crate) fn next(&self) -> Next {
         let mut queue = self.lock();

@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::control_stream::{ControlStream, Inbound};
-use crate::finish::finish_files;
+use crate::finish::{finish_files, let_go};
 use crate::intake;
 use crate::lane::{self, HandshakeError, ProvenLane};
 use crate::listen::{Lanes, listen};
@@ -331,7 +331,8 @@ impl Session {
             drop(outbound);
             let _ = tokio::time::timeout(FAREWELL, writer).await;
         }
-        self.shared.files.clear();
+        let files = self.shared.files.take_all().into_iter().chain(self.shared.plan.take_all());
+        let_go(files.collect());
         match (over, failure) {
             (Over::AgentGone, _) => None,
             (_, Some(failure)) => Some(Event::Failed(failure)),

@@ -4,10 +4,10 @@
 
 mod pair;
 
-use escp_engine_api::{Command, Direction, EngineHandle, EngineKind, Event, FileReport, Side};
+use escp_engine_api::{Command, Direction, EngineHandle, EngineKind, Event, FileReport, Side, Summary};
 use escp_testkit::stalling::Stalling;
 use escp_testkit::{Checked, need_root, skip};
-use pair::{BLOCK, connect, open_at, open_read, open_write, options, spec, whole};
+use pair::{BLOCK, connect, next, open_at, open_read, open_write, options, spec, whole};
 use std::path::Path;
 use std::time::Duration;
 
@@ -128,5 +128,37 @@ async fn a_disk_that_stops_for_a_while_is_named_and_ends_no_session() -> Checked
     while let Some(done) = all.join_next().await {
         done?;
     }
+    Ok(())
+}
+
+/// A daemon's worker and `escp` itself have one thread for all that is not data, as this test has.
+#[tokio::test]
+async fn closing_a_file_that_waits_for_its_disk_holds_up_nobody() -> Checked {
+    const LENGTH: u64 = 4096;
+    need_root!();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let Some(disk) = Stalling::new(&directory.path().join("disk"), LENGTH)? else {
+        skip!("no /dev/fuse here, so no disk can be made to stall");
+    };
+    let (mut sender, mut receiver) = connect(
+        options(Side::Near, Direction::Send, EngineKind::Uring),
+        options(Side::Far, Direction::Receive, EngineKind::Uring),
+    )
+    .await;
+    let target = open_write(&directory.path().join("target"), false);
+    open_at(&receiver, &mut sender, vec![(spec(1, LENGTH), Some(target))]).await;
+    let source = open_read(&disk.file(), false);
+    disk.stall_closing();
+    sender.commands.send(Command::AddFiles(vec![(spec(1, LENGTH), Some(source))])).await?;
+    sender.commands.send(Command::Schedule(vec![whole(1, LENGTH)])).await?;
+    for engine in [&mut sender, &mut receiver] {
+        while !matches!(next(engine).await, Event::Files(_)) {}
+        engine.commands.send(Command::Finish(Summary { files: 1, list_hash: [0; 32] })).await?;
+    }
+    for engine in [&mut sender, &mut receiver] {
+        while !matches!(next(engine).await, Event::Ended { .. }) {}
+    }
+    // The thread that closes it is waited for at the end of the test.
+    disk.go_on();
     Ok(())
 }

@@ -20,10 +20,17 @@ const ONLY_FILE: u64 = 2;
 #[derive(Debug)]
 pub struct Stalling {
     path: PathBuf,
-    gate: Arc<Gate>,
+    gates: Arc<Gates>,
 }
 
-/// Whether reads and writes are answered.
+/// What is answered.
+#[derive(Debug, Default)]
+struct Gates {
+    data: Gate,
+    closing: Gate,
+}
+
+/// Whether requests of some kind are answered.
 #[derive(Debug, Default)]
 struct Gate {
     stalled: Mutex<bool>,
@@ -57,11 +64,11 @@ impl Stalling {
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         rustix::mount::mount("stalling", path, "fuse", flags, CString::new(options)?.as_c_str())?;
-        let gate = Arc::new(Gate::default());
-        let server = Server { device, size, gate: Arc::clone(&gate) };
+        let gates = Arc::new(Gates::default());
+        let server = Server { device, size, gates: Arc::clone(&gates) };
         // Ends with the mount, when the device has nothing more to say.
         std::thread::spawn(move || server.run());
-        Ok(Some(Self { path: path.to_path_buf(), gate }))
+        Ok(Some(Self { path: path.to_path_buf(), gates }))
     }
 
     /// The file.
@@ -72,12 +79,18 @@ impl Stalling {
 
     /// From here on, no read and no write is answered.
     pub fn stall(&self) {
-        self.gate.set(true);
+        self.gates.data.set(true);
+    }
+
+    /// From here on, whoever closes the file waits (FUSE_FLUSH).
+    pub fn stall_closing(&self) {
+        self.gates.closing.set(true);
     }
 
     /// All are answered again.
     pub fn go_on(&self) {
-        self.gate.set(false);
+        self.gates.data.set(false);
+        self.gates.closing.set(false);
     }
 }
 
@@ -92,7 +105,7 @@ impl Drop for Stalling {
 struct Server {
     device: File,
     size: u64,
-    gate: Arc<Gate>,
+    gates: Arc<Gates>,
 }
 
 impl Server {
@@ -131,16 +144,21 @@ impl Server {
             14 => Ok([longs(&[0]), words(&[1, 0])].concat()),
             // READ
             15 => {
-                self.gate.wait();
+                self.gates.data.wait();
                 Ok(vec![0; size as usize])
             }
             // WRITE
             16 => {
-                self.gate.wait();
+                self.gates.data.wait();
                 Ok(words(&[size, 0]))
             }
-            // RELEASE, FSYNC, FLUSH
-            18 | 20 | 25 => Ok(Vec::new()),
+            // RELEASE, FSYNC
+            18 | 20 => Ok(Vec::new()),
+            // FLUSH
+            25 => {
+                self.gates.closing.wait();
+                Ok(Vec::new())
+            }
             // INIT: version 7.31, background requests, largest write
             26 => {
                 let sizes = words(&[7, 31, 0, 0, 64 | (48 << 16), 128 * 1024, 1]);
