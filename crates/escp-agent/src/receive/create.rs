@@ -2,23 +2,19 @@
 
 use super::directory::{Directory, Held};
 use super::space::{Room, Space, why_not_made};
+use super::temporary::{Names, Temporary};
 use crate::link::TransferOptions;
 use crate::reason::why;
 use crate::storage::{self, DIRECT_FROM, Memory};
 use escp_engine_api::FileSpec;
 use rustix::fs::{
     Access, AtFlags, FileType, Mode, OFlags, Stat, StatxFlags, accessat, fcntl_setfl, fstat, ftruncate,
-    openat, statat, statx, unlinkat,
+    openat, statat, statx,
 };
 use rustix::io::Errno;
-use rustix::rand::{GetRandomFlags, getrandom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-/// How temporary names start; eight random characters follow.
-pub(super) const TEMPORARY: &[u8] = b".escp-";
-/// Random characters of a temporary name.
-const RANDOM: usize = 8;
 /// Names tried before giving up; 40 random bits do not collide by chance.
 const TRIES: usize = 16;
 
@@ -57,43 +53,6 @@ pub(super) enum PlacedAt {
     New(Temporary),
     /// The final name of a file that was there before.
     Existing,
-}
-
-/// A name that is removed when this is dropped, unless it was kept.
-#[derive(Debug)]
-pub(super) struct Temporary {
-    parent: Arc<Directory>,
-    pub(super) name: Vec<u8>,
-    kept: bool,
-}
-
-impl Temporary {
-    fn new(parent: &Arc<Directory>, name: Vec<u8>) -> Self {
-        Self { parent: Arc::clone(parent), name, kept: false }
-    }
-
-    /// The name is no longer this session's to remove.
-    pub(super) fn keep(mut self) {
-        self.kept = true;
-    }
-
-    /// Whether the name still leads to the file with this device and inode.
-    pub(super) fn leads_to(&self, held: &Held, stat: &Stat) -> bool {
-        statat(held.as_fd(), self.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        if let Some(held) = self.parent.wait() {
-            // Someone may have removed it already; there is nobody to tell.
-            let _ = unlinkat(held.as_fd(), self.name.as_slice(), AtFlags::empty());
-        }
-    }
 }
 
 /// Makes room for a file. An empty error: its directory failed, which was said once.
@@ -204,34 +163,6 @@ fn create_temporary(held: &Held, names: &mut Names) -> Result<(OwnedFd, Vec<u8>)
 pub(super) struct Batch {
     room: Room,
     names: Names,
-}
-
-/// Temporary names from the kernel's random bytes.
-#[derive(Debug, Default)]
-struct Names {
-    /// Not used yet.
-    random: Vec<u8>,
-}
-
-impl Names {
-    fn next(&mut self) -> Result<Vec<u8>, Errno> {
-        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-        if self.random.len() < RANDOM {
-            // As many as come whole (getrandom(2)).
-            self.random.resize(256, 0);
-            let got = getrandom(self.random.as_mut_slice(), GetRandomFlags::empty())?;
-            self.random.truncate(got);
-        }
-        let own = self.random.split_off(self.random.len().saturating_sub(RANDOM));
-        let letters = own.iter().filter_map(|byte| ALPHABET.get(usize::from(byte % 32)));
-        Ok(TEMPORARY.iter().chain(letters).copied().collect())
-    }
-}
-
-/// Whether this is the name of a temporary file.
-pub(super) fn is_temporary(name: &[u8]) -> bool {
-    name.strip_prefix(TEMPORARY)
-        .is_some_and(|rest| rest.len() == RANDOM && rest.iter().all(u8::is_ascii_alphanumeric))
 }
 
 fn spec(

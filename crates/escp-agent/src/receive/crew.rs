@@ -2,8 +2,9 @@
 
 use super::create::{Batch, Made, Wanted, make};
 use super::directory::{Directory, Promise};
-use super::publish::{Complete, Full, finish_all, leftovers, publish, remove, with_numbers};
+use super::publish::{Complete, Full, finish_all, publish, remove, with_numbers};
 use super::space::Space;
+use super::temporary::leftovers;
 use crate::link::TransferOptions;
 use crate::pool::{Pool, Pulse};
 use crate::storage::Memory;

@@ -9,6 +9,7 @@ mod publish;
 mod session;
 mod space;
 mod target;
+mod temporary;
 
 pub use session::receive_files;
 pub(crate) use target::{IN_PARTS, MAX_TAKEN};

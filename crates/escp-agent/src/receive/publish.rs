@@ -1,6 +1,6 @@
 //! Giving complete files their final name, and finishing directories.
 
-use super::create::{Made, PlacedAt, is_temporary};
+use super::create::{Made, PlacedAt};
 use super::directory::{Directory, Held, Sync, finish, times};
 use super::space::{Space, free};
 use crate::link::TransferOptions;
@@ -8,14 +8,12 @@ use crate::pool::Pulse;
 use crate::reason::why;
 use escp_engine_api::FileCheck;
 use escp_proto::agent::Attributes;
-use rustix::fs::{Dir, Mode, OFlags, fchmod, fstat, futimens, openat, renameat};
+use rustix::fs::{Mode, fchmod, fstat, futimens, renameat};
 use rustix::io::Errno;
 use std::sync::Arc;
 
 /// Mode bits of a file that are taken from its source: scp's, without set-user-ID and its kin.
 const FILE_MODE: u32 = 0o777;
-/// Leftovers that are named; more are only counted.
-const MOST_NAMED: usize = 8;
 
 /// A file whose bytes are complete, durable where asked, and verified.
 #[derive(Debug)]
@@ -187,34 +185,6 @@ pub(super) fn with_numbers(text: &str, errno: i32, made: &Made) -> String {
         Some(free) if full => format!("{text} ({} bytes needed, {free} available)", made.spec.size),
         _ => text.to_owned(),
     }
-}
-
-/// A remark about temporary files that an earlier run left in this directory.
-pub(super) fn leftovers(directory: &Directory) -> Option<String> {
-    let held = directory.wait()?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let entries = Dir::new(openat(held.as_fd(), c".", flags, Mode::empty()).ok()?).ok()?;
-    let mut names = Vec::new();
-    let mut count = 0_u64;
-    for entry in entries.flatten() {
-        if is_temporary(entry.file_name().to_bytes()) {
-            count += 1;
-            if names.len() < MOST_NAMED {
-                names.push(String::from_utf8_lossy(entry.file_name().to_bytes()).into_owned());
-            }
-        }
-    }
-    if count == 0 {
-        return None;
-    }
-    let more = if count > MOST_NAMED as u64 { ", …" } else { "" };
-    Some(format!(
-        "{}: {count} temporary file{} of an interrupted or still running escp: {}{more}; remove what no \
-         running escp writes to",
-        crate::escape::escaped(&directory.node.path()),
-        if count == 1 { "" } else { "s" },
-        names.join(", ")
-    ))
 }
 
 #[cfg(test)]
