@@ -2,7 +2,7 @@
 
 use super::directory::{Directory, Held};
 use super::space::{Room, Space, why_not_made};
-use super::temporary::{Names, Temporary};
+use super::temporary::{Names, OwnNames, Temporary};
 use crate::link::TransferOptions;
 use crate::reason::why;
 use crate::storage::{self, DIRECT_FROM, Memory};
@@ -61,6 +61,7 @@ pub(super) fn make(
     options: &TransferOptions,
     space: &Space,
     memory: &Memory,
+    own: &OwnNames,
     batch: &mut Batch,
 ) -> Result<Made, String> {
     let parent = Arc::clone(&wanted.parent);
@@ -83,8 +84,8 @@ pub(super) fn make(
             (file, PlacedAt::New(Temporary::new(&wanted.parent, wanted.name.clone())))
         }
         (_, false) => {
-            let (file, name) =
-                create_temporary(held, &mut batch.names).map_err(|error| why_not_made(error, held))?;
+            let (file, name) = create_temporary(&wanted.parent, held, &mut batch.names, own)
+                .map_err(|error| why_not_made(error, held))?;
             (file, PlacedAt::Temporary(Temporary::new(&wanted.parent, name)))
         }
     };
@@ -146,9 +147,15 @@ fn create(held: &Held, name: &[u8]) -> Result<OwnedFd, Errno> {
     openat(held.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)
 }
 
-fn create_temporary(held: &Held, names: &mut Names) -> Result<(OwnedFd, Vec<u8>), Errno> {
+fn create_temporary(
+    parent: &Arc<Directory>,
+    held: &Held,
+    names: &mut Names,
+    own: &OwnNames,
+) -> Result<(OwnedFd, Vec<u8>), Errno> {
     for _ in 0..TRIES {
         let name = names.next()?;
+        own.choose(parent, &name);
         match create(held, &name) {
             Ok(file) => return Ok((file, name)),
             Err(Errno::EXIST) => {}

@@ -4,7 +4,7 @@ use super::create::{Batch, Made, Wanted, make};
 use super::directory::{Directory, Promise};
 use super::publish::{Complete, Full, finish_all, publish, remove, with_numbers};
 use super::space::Space;
-use super::temporary::leftovers;
+use super::temporary::{OwnNames, leftovers};
 use crate::link::TransferOptions;
 use crate::pool::{Pool, Pulse};
 use crate::storage::Memory;
@@ -66,12 +66,17 @@ struct Shared {
     umask: u32,
     space: Space,
     memory: Memory,
+    own: OwnNames,
 }
 
-/// Starts the threads of a receiving session.
-pub(super) fn start(options: TransferOptions) -> std::io::Result<(Pool<Job>, UnboundedReceiver<Done>)> {
+/// Starts the threads of a receiving session, which first look through the directory `target` for what others left.
+pub(super) fn start(
+    options: TransferOptions,
+    target: Option<&Arc<Directory>>,
+) -> std::io::Result<(Pool<Job>, UnboundedReceiver<Done>)> {
     let (answer, answers) = unbounded_channel();
-    let shared = Shared { options, umask: umask(), space: Space::default(), memory: Memory::default() };
+    let own = OwnNames::new(target);
+    let shared = Shared { options, umask: umask(), space: Space::default(), memory: Memory::default(), own };
     let pool = Pool::start("escp-files", move |job, pulse: &Pulse| {
         if pulse.is_stopped() {
             abandon(job, pulse);
@@ -80,6 +85,9 @@ pub(super) fn start(options: TransferOptions) -> std::io::Result<(Pool<Job>, Unb
             let _ = answer.send(done);
         }
     })?;
+    if let Some(target) = target {
+        pool.give(Job::Leftovers(Arc::clone(target)));
+    }
     Ok((pool, answers))
 }
 
@@ -94,7 +102,7 @@ impl Shared {
             Job::Discard(failed) => {
                 Done::Discarded(failed.into_iter().map(|file| self.discard(file)).collect())
             }
-            Job::Leftovers(directory) => Done::Remark(leftovers(&directory)?),
+            Job::Leftovers(directory) => Done::Remark(leftovers(&directory, &self.own)?),
             job @ Job::Abandon(..) => {
                 abandon(job, pulse);
                 return None;
@@ -113,7 +121,8 @@ impl Shared {
             made.push(match item {
                 Item::File(wanted) => {
                     let number = wanted.number;
-                    let outcome = make(wanted, &self.options, &self.space, &self.memory, &mut batch);
+                    let outcome =
+                        make(wanted, &self.options, &self.space, &self.memory, &self.own, &mut batch);
                     (number, outcome.map(|made| Some(Box::new(made))))
                 }
                 Item::Directory { number, promise, parent, name } => {

@@ -191,6 +191,7 @@ pub(super) fn with_numbers(text: &str, errno: i32, made: &Made) -> String {
 mod tests {
     use super::super::create::{Batch, Wanted, make};
     use super::super::directory::Promise;
+    use super::super::temporary::OwnNames;
     use super::*;
     use crate::path::PathNode;
     use crate::storage::Memory;
@@ -214,9 +215,15 @@ mod tests {
             sparse: false,
             user_named: false,
         };
-        let made =
-            make(wanted, &TransferOptions::default(), space, &Memory::default(), &mut Batch::default())
-                .unwrap();
+        let made = make(
+            wanted,
+            &TransferOptions::default(),
+            space,
+            &Memory::default(),
+            &OwnNames::new(None),
+            &mut Batch::default(),
+        )
+        .unwrap();
         let time = Timestamp { seconds: 0, nanoseconds: 0 };
         let attributes = Attributes { mode: 0o644, mtime: time, atime: time };
         Complete { number, made, attributes, check: FileCheck::Crc64(0) }

@@ -70,13 +70,10 @@ pub async fn receive_files(
 ) -> Result<Tally, SessionError> {
     let window = link.credit.unwrap_or_else(|| limits::entries_under_way(link.round_trip));
     let credit = link.credit.unwrap_or_default();
-    let (pool, answers) = super::crew::start(options).map_err(|error| SessionError {
+    let (pool, answers) = super::crew::start(options, target.directory()).map_err(|error| SessionError {
         status: 4,
         text: format!("no thread can be started here: {error}"),
     })?;
-    if let Some(directory) = target.directory() {
-        pool.give(Job::Leftovers(Arc::clone(directory)));
-    }
     let mut receiver = Receiver {
         exchange: Exchange::new(link, Role::Receiver)?,
         pool,

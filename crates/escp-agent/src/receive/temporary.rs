@@ -4,7 +4,8 @@ use super::directory::{Directory, Held};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How temporary names start; eight random characters follow.
 const TEMPORARY: &[u8] = b".escp-";
@@ -78,19 +79,62 @@ fn is_temporary(name: &[u8]) -> bool {
         .is_some_and(|rest| rest.len() == RANDOM && rest.iter().all(u8::is_ascii_alphanumeric))
 }
 
-/// A remark about temporary files that an earlier run left in this directory.
-pub(super) fn leftovers(directory: &Directory) -> Option<String> {
+/// Temporary names that this session chose while its target is looked through for those of others: both go on at the
+/// same time.
+#[derive(Debug)]
+pub(super) struct OwnNames {
+    target: Option<Arc<Directory>>,
+    /// `None` when nobody looks any more.
+    chosen: Mutex<Option<HashSet<Vec<u8>>>>,
+}
+
+impl OwnNames {
+    /// For a session whose target, if it is a directory, will be looked through.
+    pub(super) fn new(target: Option<&Arc<Directory>>) -> Self {
+        Self { target: target.cloned(), chosen: Mutex::new(target.map(|_| HashSet::new())) }
+    }
+
+    fn chosen<R>(&self, with: impl FnOnce(&mut Option<HashSet<Vec<u8>>>) -> R) -> R {
+        with(&mut self.chosen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes a name in the directory `parent`. To be called before there is such a file.
+    pub(super) fn choose(&self, parent: &Arc<Directory>, name: &[u8]) {
+        if self.target.as_ref().is_some_and(|target| Arc::ptr_eq(target, parent)) {
+            self.chosen(|chosen| chosen.as_mut().map(|chosen| chosen.insert(name.to_vec())));
+        }
+    }
+
+    fn is_own(&self, name: &[u8]) -> bool {
+        self.chosen(|chosen| chosen.as_ref().is_some_and(|chosen| chosen.contains(name)))
+    }
+
+    fn looked(&self) {
+        self.chosen(|chosen| *chosen = None);
+    }
+}
+
+/// A remark about temporary files in this directory that are not this session's: an earlier run left them.
+pub(super) fn leftovers(directory: &Directory, own: &OwnNames) -> Option<String> {
+    let found = foreign(directory, own);
+    own.looked();
+    found
+}
+
+fn foreign(directory: &Directory, own: &OwnNames) -> Option<String> {
     let held = directory.wait()?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let entries = Dir::new(openat(held.as_fd(), c".", flags, Mode::empty()).ok()?).ok()?;
     let mut names = Vec::new();
     let mut count = 0_u64;
     for entry in entries.flatten() {
-        if is_temporary(entry.file_name().to_bytes()) {
-            count += 1;
-            if names.len() < MOST_NAMED {
-                names.push(String::from_utf8_lossy(entry.file_name().to_bytes()).into_owned());
-            }
+        let name = entry.file_name().to_bytes();
+        if !is_temporary(name) || own.is_own(name) {
+            continue;
+        }
+        count += 1;
+        if names.len() < MOST_NAMED {
+            names.push(String::from_utf8_lossy(name).into_owned());
         }
     }
     if count == 0 {
@@ -104,4 +148,31 @@ pub(super) fn leftovers(directory: &Directory) -> Option<String> {
         if count == 1 { "" } else { "s" },
         names.join(", ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::PathNode;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn a_sessions_own_names_are_no_leftovers() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().as_os_str().as_bytes();
+        let directory = Directory::open_named(path, PathNode::root(path.to_vec())).unwrap();
+        let own = OwnNames::new(Some(&directory));
+        let name = Names::default().next().unwrap();
+        own.choose(&directory, &name);
+        std::fs::write(root.path().join(std::str::from_utf8(&name).unwrap()), b"").unwrap();
+        std::fs::write(root.path().join(".escp-leftover"), b"").unwrap();
+        std::fs::write(root.path().join(".escp-mine"), b"not of eight characters").unwrap();
+        let remark = leftovers(&directory, &own).unwrap();
+        assert!(remark.contains(": 1 temporary file of an interrupted"), "{remark}");
+        assert!(remark.contains(".escp-leftover;"), "{remark}");
+        std::fs::remove_file(root.path().join(".escp-leftover")).unwrap();
+        let own = OwnNames::new(Some(&directory));
+        own.choose(&directory, &name);
+        assert_eq!(leftovers(&directory, &own), None);
+    }
 }
