@@ -32,6 +32,15 @@ pub(super) enum Item {
     Directory { number: u64, promise: Promise, parent: Arc<Directory>, name: Vec<u8> },
 }
 
+impl Item {
+    fn parent(&self) -> &Arc<Directory> {
+        match self {
+            Self::File(wanted) => &wanted.parent,
+            Self::Directory { parent, .. } => parent,
+        }
+    }
+}
+
 /// A file that failed.
 #[derive(Debug)]
 pub(super) struct Discarded {
@@ -113,23 +122,32 @@ impl Shared {
     fn make_all(&self, items: Vec<Item>, answer: &UnboundedSender<Done>, pulse: &Pulse) -> Vec<MadeEntry> {
         let mut made = Vec::with_capacity(items.len());
         let mut batch = Batch::default();
-        for item in items {
-            if pulse.is_stopped() || answer.is_closed() {
-                break;
+        let mut items = items.into_iter().peekable();
+        let over = || pulse.is_stopped() || answer.is_closed();
+        while !over()
+            && let Some(parent) = items.peek().map(|item| Arc::clone(item.parent()))
+        {
+            let held = parent.wait();
+            let turn = parent.turn();
+            while let Some(item) = items.next_if(|item| Arc::ptr_eq(item.parent(), &parent)) {
+                pulse.beat();
+                made.push(match item {
+                    Item::File(wanted) => {
+                        let number = wanted.number;
+                        let outcome =
+                            make(wanted, &self.options, &self.space, &self.memory, &self.own, &mut batch);
+                        (number, outcome.map(|made| Some(Box::new(made))))
+                    }
+                    Item::Directory { number, promise, name, .. } => {
+                        let outcome = held.ok_or_else(String::new);
+                        (number, outcome.and_then(|held| promise.make(held, &name)).map(|()| None))
+                    }
+                });
+                if over() {
+                    break;
+                }
             }
-            pulse.beat();
-            made.push(match item {
-                Item::File(wanted) => {
-                    let number = wanted.number;
-                    let outcome =
-                        make(wanted, &self.options, &self.space, &self.memory, &self.own, &mut batch);
-                    (number, outcome.map(|made| Some(Box::new(made))))
-                }
-                Item::Directory { number, promise, parent, name } => {
-                    let outcome = parent.wait().ok_or_else(String::new);
-                    (number, outcome.and_then(|held| promise.make(held, &name)).map(|()| None))
-                }
-            });
+            drop(turn);
         }
         made
     }

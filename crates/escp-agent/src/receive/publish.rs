@@ -49,19 +49,26 @@ pub(super) fn publish(
     pulse: &Pulse,
 ) -> Vec<(u64, Result<FileCheck, String>)> {
     let mut placed = Vec::with_capacity(files.len());
-    let mut files = files.into_iter();
+    let mut files = files.into_iter().peekable();
     while !pulse.is_stopped()
-        && let Some(file) = files.next()
+        && let Some(parent) = files.peek().map(|file| Arc::clone(&file.made.parent))
     {
-        let Complete { number, made, attributes, check } = file;
-        space.release(number);
-        let parent = Arc::clone(&made.parent);
-        let outcome = parent.wait().ok_or_else(String::new).and_then(|held| {
-            dress(&made, &attributes, options.preserve, umask)?;
-            name(made, held)
-        });
-        placed.push((number, check, parent, outcome));
-        pulse.beat();
+        let held = parent.wait();
+        let turn = parent.turn();
+        while let Some(file) = files.next_if(|file| Arc::ptr_eq(&file.made.parent, &parent)) {
+            let Complete { number, made, attributes, check } = file;
+            space.release(number);
+            let outcome = held.ok_or_else(String::new).and_then(|held| {
+                dress(&made, &attributes, options.preserve, umask)?;
+                name(made, held)
+            });
+            placed.push((number, check, Arc::clone(&parent), outcome));
+            pulse.beat();
+            if pulse.is_stopped() {
+                break;
+            }
+        }
+        drop(turn);
     }
     if pulse.is_stopped() {
         remove(files.map(|file| file.made), pulse);
