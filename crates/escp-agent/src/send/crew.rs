@@ -18,6 +18,8 @@ enum Job {
     Open { batch: u64, found: Vec<Found> },
     /// These were read, with these check values.
     Recheck(Vec<(u64, FileCheck, Original)>),
+    /// Drop this, which closes files.
+    Release(Box<dyn Send>),
 }
 
 /// What the threads answer.
@@ -75,6 +77,11 @@ impl Crew {
     pub(super) fn recheck(&self, files: Vec<(u64, FileCheck, Original)>) {
         self.pool.give(Job::Recheck(files));
     }
+
+    /// Drops what holds open files, on a thread that may wait for a file system as it does.
+    pub(super) fn release(&self, files: impl Send + 'static) {
+        self.pool.give(Job::Release(Box::new(files)));
+    }
 }
 
 impl Drop for Crew {
@@ -100,6 +107,7 @@ fn do_job(job: Job, direct: bool, memory: &Memory, answer: &UnboundedSender<Done
             }
             Done::Opened { batch, offered }
         }
+        Job::Release(files) => return drop(files),
         Job::Recheck(_) if pulse.is_stopped() => return,
         Job::Recheck(files) => Done::Rechecked(
             files.into_iter().map(|(number, check, original)| (number, check, recheck(&original))).collect(),

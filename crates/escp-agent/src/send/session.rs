@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Extents of one command: 512 of them stay far below what one packet to a daemon may hold.
 const EXTENTS_PER_COMMAND: usize = 512;
@@ -60,6 +61,7 @@ enum AtEngine {
 struct Sender<'a> {
     exchange: Exchange<'a>,
     crew: Crew,
+    answers: UnboundedReceiver<Done>,
     options: TransferOptions,
     observer: Arc<dyn Observer>,
     peer_host: &'a str,
@@ -106,13 +108,14 @@ pub async fn send_files(
     peer_host: &str,
 ) -> Result<Tally, SessionError> {
     let window = limits::entries_under_way(link.round_trip);
-    let (crew, mut answers) = Crew::start(sources, options).map_err(|error| SessionError {
+    let (crew, answers) = Crew::start(sources, options).map_err(|error| SessionError {
         status: 4,
         text: format!("no thread can be started here: {error}"),
     })?;
     let mut sender = Sender {
         exchange: Exchange::new(link, Role::Sender)?,
         crew,
+        answers,
         options,
         observer,
         peer_host,
@@ -135,7 +138,7 @@ pub async fn send_files(
         all_scheduled: false,
     };
     loop {
-        match sender.exchange.step(&mut answers).await? {
+        match sender.exchange.step(&mut sender.answers).await? {
             Step::Message(AgentMessage::Refuse(refusal)) => {
                 return Err(sender.exchange.leave(refused(peer_host, &refusal)).await);
             }
@@ -145,9 +148,19 @@ pub async fn send_files(
                 observe(event, options.dummy, sender.tally.files, sender.observer.as_ref());
             }
             Step::Work(done) => sender.worked(done)?,
-            Step::Ended => return Ok(sender.tally),
+            Step::Ended => return Ok(std::mem::take(&mut sender.tally)),
         }
         sender.advance()?;
+    }
+}
+
+impl Drop for Sender<'_> {
+    fn drop(&mut self) {
+        let entries = std::mem::take(&mut self.entries);
+        let early = std::mem::take(&mut self.early);
+        let answers = std::mem::replace(&mut self.answers, unbounded_channel().1);
+        self.crew.release((entries, early, answers));
+        // The crew is dropped next, and waits unless a file system hangs.
     }
 }
 
