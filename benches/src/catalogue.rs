@@ -237,9 +237,24 @@ fn eight(name: &str, ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
     tree::file(&source.join("eighth"), args.size / 8, 2)?;
     ground.own(&source)?;
     let mut contenders = Contender::alone_and_eight(args).to_vec();
+    contenders.extend(one_and_eight_floors(args));
     contenders.extend([login::one(), login::eight()]);
     let title = "eight transfers at once through one daemon, beside one of the same bytes, tmpfs".to_owned();
     Ok(Workload::new(name, title, gib(args.size), trip, contenders, args.runs))
+}
+
+/// The same bytes by the floor: what eight at once lose against one where nothing is agreed, handed out or counted.
+fn one_and_eight_floors(args: &MeasureArgs) -> [Contender; 2] {
+    let floor = |what: &str, to: &str| {
+        let streams = streams(args);
+        format!("{{bench}} floor --streams {streams} --from {{source}}/{what} --to {{out}}/{{name}}{to}")
+    };
+    let eight = format!(
+        "for i in 1 2 3 4 5 6 7 8; do {} & all=\"$all $!\"; done; for one in $all; do wait $one || exit 1; done",
+        floor("eighth", "$i")
+    );
+    [("floor alone", floor("whole", "")), ("eight floors at once", eight)]
+        .map(|(name, command)| Contender::limit_without_files(name, &command))
 }
 
 fn dummy(name: &str, _ground: &Ground, args: &MeasureArgs) -> Checked<Workload> {
