@@ -52,7 +52,6 @@ pub(crate) async fn finish_files(
                 shared.settling.fetch_add(1, Relaxed);
                 settle(&shared, &group);
                 let settled = group.iter().map(|file| report(&shared, file)).collect();
-                drop(group);
                 shared.settling.fetch_sub(1, Relaxed);
                 // The control task is gone only when the session is over.
                 let _ = reports.blocking_send(settled);

@@ -72,9 +72,7 @@ impl Plan {
 
     /// Takes all files out, at the end.
     pub(crate) fn take_all(&self) -> Vec<Arc<File>> {
-        let mut queue = self.lock();
-        queue.closed = true;
-        queue.extents.drain(..).map(|(file, _)| file).collect()
+        self.lock().extents.drain(..).map(|(file, _)| file).collect()
     }
 
     /// Takes the next record's worth. The files in it have one more operation in flight each.

@@ -134,31 +134,44 @@ async fn a_disk_that_stops_for_a_while_is_named_and_ends_no_session() -> Checked
 /// A daemon's worker and `escp` itself have one thread for all that is not data, as this test has.
 #[tokio::test]
 async fn closing_a_file_that_waits_for_its_disk_holds_up_nobody() -> Checked {
-    const LENGTH: u64 = 4096;
     need_root!();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-    let Some(disk) = Stalling::new(&directory.path().join("disk"), LENGTH)? else {
-        skip!("no /dev/fuse here, so no disk can be made to stall");
+    for (number, slow) in [Slow::Sender, Slow::Receiver].into_iter().enumerate() {
+        let other = directory.path().join(number.to_string());
+        std::fs::create_dir(&other)?;
+        let Some(disk) = Stalling::new(&other.join("disk"), BLOCK.into())? else {
+            skip!("no /dev/fuse here, so no disk can be made to stall");
+        };
+        disk.stall_closing();
+        copy_to_the_end(slow, &disk, &other.join("other")).await;
+        // The thread that closes it is waited for at the end of the test.
+        disk.go_on();
+    }
+    Ok(())
+}
+
+/// Copies a block between `disk` and the file `other`, until both engines agreed on the end.
+async fn copy_to_the_end(slow: Slow, disk: &Stalling, other: &Path) {
+    const LENGTH: u64 = BLOCK as u64;
+    std::fs::write(other, vec![0; BLOCK as usize]).unwrap();
+    let (source, target) = match slow {
+        Slow::Sender => (disk.file(), other.to_owned()),
+        Slow::Receiver => (other.to_owned(), disk.file()),
     };
     let (mut sender, mut receiver) = connect(
         options(Side::Near, Direction::Send, EngineKind::Uring),
         options(Side::Far, Direction::Receive, EngineKind::Uring),
     )
     .await;
-    let target = open_write(&directory.path().join("target"), false);
-    open_at(&receiver, &mut sender, vec![(spec(1, LENGTH), Some(target))]).await;
-    let source = open_read(&disk.file(), false);
-    disk.stall_closing();
-    sender.commands.send(Command::AddFiles(vec![(spec(1, LENGTH), Some(source))])).await?;
-    sender.commands.send(Command::Schedule(vec![whole(1, LENGTH)])).await?;
+    open_at(&receiver, &mut sender, vec![(spec(1, LENGTH), Some(open_write(&target, false)))]).await;
+    let source = open_read(&source, false);
+    sender.commands.send(Command::AddFiles(vec![(spec(1, LENGTH), Some(source))])).await.unwrap();
+    sender.commands.send(Command::Schedule(vec![whole(1, LENGTH)])).await.unwrap();
     for engine in [&mut sender, &mut receiver] {
         while !matches!(next(engine).await, Event::Files(_)) {}
-        engine.commands.send(Command::Finish(Summary { files: 1, list_hash: [0; 32] })).await?;
+        engine.commands.send(Command::Finish(Summary { files: 1, list_hash: [0; 32] })).await.unwrap();
     }
     for engine in [&mut sender, &mut receiver] {
         while !matches!(next(engine).await, Event::Ended { .. }) {}
     }
-    // The thread that closes it is waited for at the end of the test.
-    disk.go_on();
-    Ok(())
 }
