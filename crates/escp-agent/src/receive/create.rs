@@ -61,8 +61,7 @@ pub(super) fn make(
     options: &TransferOptions,
     space: &Space,
     memory: &Memory,
-    own: &OwnNames,
-    batch: &mut Batch,
+    batch: &mut Batch<'_>,
 ) -> Result<Made, String> {
     let parent = Arc::clone(&wanted.parent);
     let Some(held) = parent.wait() else { return Err(String::new()) };
@@ -84,7 +83,7 @@ pub(super) fn make(
             (file, PlacedAt::New(Temporary::new(&wanted.parent, wanted.name.clone())))
         }
         (_, false) => {
-            let (file, name) = create_temporary(&wanted.parent, held, &mut batch.names, own)
+            let (file, name) = create_temporary(&wanted.parent, held, &mut batch.names)
                 .map_err(|error| why_not_made(error, held))?;
             (file, PlacedAt::Temporary(Temporary::new(&wanted.parent, name)))
         }
@@ -150,12 +149,10 @@ fn create(held: &Held, name: &[u8]) -> Result<OwnedFd, Errno> {
 fn create_temporary(
     parent: &Arc<Directory>,
     held: &Held,
-    names: &mut Names,
-    own: &OwnNames,
+    names: &mut Names<'_>,
 ) -> Result<(OwnedFd, Vec<u8>), Errno> {
     for _ in 0..TRIES {
-        let name = names.next()?;
-        own.choose(parent, &name);
+        let name = names.next(parent)?;
         match create(held, &name) {
             Ok(file) => return Ok((file, name)),
             Err(Errno::EXIST) => {}
@@ -166,10 +163,17 @@ fn create_temporary(
 }
 
 /// What the files of one batch share, so that it is asked for once: a look at the free space, and random bytes.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
+#[derive(Debug)]
+pub(super) struct Batch<'a> {
     room: Room,
-    names: Names,
+    names: Names<'a>,
+}
+
+impl<'a> Batch<'a> {
+    /// A batch of a session whose temporary names are noted in `own`.
+    pub(super) fn new(own: &'a OwnNames) -> Self {
+        Self { room: Room::default(), names: Names::new(own) }
+    }
 }
 
 fn spec(

@@ -121,7 +121,7 @@ impl Shared {
 
     fn make_all(&self, items: Vec<Item>, answer: &UnboundedSender<Done>, pulse: &Pulse) -> Vec<MadeEntry> {
         let mut made = Vec::with_capacity(items.len());
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(&self.own);
         let mut items = items.into_iter().peekable();
         let over = || pulse.is_stopped() || answer.is_closed();
         while !over()
@@ -134,8 +134,7 @@ impl Shared {
                 made.push(match item {
                     Item::File(wanted) => {
                         let number = wanted.number;
-                        let outcome =
-                            make(wanted, &self.options, &self.space, &self.memory, &self.own, &mut batch);
+                        let outcome = make(wanted, &self.options, &self.space, &self.memory, &mut batch);
                         (number, outcome.map(|made| Some(Box::new(made))))
                     }
                     Item::Directory { number, promise, name, .. } => {

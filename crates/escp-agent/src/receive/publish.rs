@@ -222,15 +222,10 @@ mod tests {
             sparse: false,
             user_named: false,
         };
-        let made = make(
-            wanted,
-            &TransferOptions::default(),
-            space,
-            &Memory::default(),
-            &OwnNames::new(None),
-            &mut Batch::default(),
-        )
-        .unwrap();
+        let own = OwnNames::new(None);
+        let made =
+            make(wanted, &TransferOptions::default(), space, &Memory::default(), &mut Batch::new(&own))
+                .unwrap();
         let time = Timestamp { seconds: 0, nanoseconds: 0 };
         let attributes = Attributes { mode: 0o644, mtime: time, atime: time };
         Complete { number, made, attributes, check: FileCheck::Crc64(0) }

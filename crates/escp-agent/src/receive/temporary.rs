@@ -5,7 +5,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How temporary names start; eight random characters follow.
 const TEMPORARY: &[u8] = b".escp-";
@@ -52,14 +52,21 @@ impl Drop for Temporary {
 }
 
 /// Temporary names from the kernel's random bytes.
-#[derive(Debug, Default)]
-pub(super) struct Names {
+#[derive(Debug)]
+pub(super) struct Names<'a> {
+    own: &'a OwnNames,
     /// Not used yet.
     random: Vec<u8>,
 }
 
-impl Names {
-    pub(super) fn next(&mut self) -> Result<Vec<u8>, Errno> {
+impl<'a> Names<'a> {
+    /// Names that are noted in `own`.
+    pub(super) fn new(own: &'a OwnNames) -> Self {
+        Self { own, random: Vec::new() }
+    }
+
+    /// A name for the directory `parent`.
+    pub(super) fn next(&mut self, parent: &Arc<Directory>) -> Result<Vec<u8>, Errno> {
         const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
         if self.random.len() < RANDOM {
             // As many as come whole (getrandom(2)).
@@ -69,7 +76,10 @@ impl Names {
         }
         let own = self.random.split_off(self.random.len().saturating_sub(RANDOM));
         let letters = own.iter().filter_map(|byte| ALPHABET.get(usize::from(byte % 32)));
-        Ok(TEMPORARY.iter().chain(letters).copied().collect())
+        let name: Vec<u8> = TEMPORARY.iter().chain(letters).copied().collect();
+        // Before there is such a file: whoever looks the directory through may meet it at once.
+        self.own.note(parent, &name);
+        Ok(name)
     }
 }
 
@@ -94,30 +104,28 @@ impl OwnNames {
         Self { target: target.cloned(), chosen: Mutex::new(target.map(|_| HashSet::new())) }
     }
 
-    fn chosen<R>(&self, with: impl FnOnce(&mut Option<HashSet<Vec<u8>>>) -> R) -> R {
-        with(&mut self.chosen.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lock(&self) -> MutexGuard<'_, Option<HashSet<Vec<u8>>>> {
+        self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a name in the directory `parent`. To be called before there is such a file.
-    pub(super) fn choose(&self, parent: &Arc<Directory>, name: &[u8]) {
-        if self.target.as_ref().is_some_and(|target| Arc::ptr_eq(target, parent)) {
-            self.chosen(|chosen| chosen.as_mut().map(|chosen| chosen.insert(name.to_vec())));
+    fn note(&self, parent: &Arc<Directory>, name: &[u8]) {
+        // Nobody looks for leftovers anywhere but in the target itself.
+        if self.target.as_ref().is_some_and(|target| Arc::ptr_eq(target, parent))
+            && let Some(chosen) = self.lock().as_mut()
+        {
+            chosen.insert(name.to_vec());
         }
     }
 
-    fn is_own(&self, name: &[u8]) -> bool {
-        self.chosen(|chosen| chosen.as_ref().is_some_and(|chosen| chosen.contains(name)))
-    }
-
-    fn looked(&self) {
-        self.chosen(|chosen| *chosen = None);
+    fn holds(&self, name: &[u8]) -> bool {
+        self.lock().as_ref().is_some_and(|chosen| chosen.contains(name))
     }
 }
 
 /// A remark about temporary files in this directory that are not this session's: an earlier run left them.
 pub(super) fn leftovers(directory: &Directory, own: &OwnNames) -> Option<String> {
     let found = foreign(directory, own);
-    own.looked();
+    *own.lock() = None;
     found
 }
 
@@ -129,7 +137,7 @@ fn foreign(directory: &Directory, own: &OwnNames) -> Option<String> {
     let mut count = 0_u64;
     for entry in entries.flatten() {
         let name = entry.file_name().to_bytes();
-        if !is_temporary(name) || own.is_own(name) {
+        if !is_temporary(name) || own.holds(name) {
             continue;
         }
         count += 1;
@@ -162,8 +170,7 @@ mod tests {
         let path = root.path().as_os_str().as_bytes();
         let directory = Directory::open_named(path, PathNode::root(path.to_vec())).unwrap();
         let own = OwnNames::new(Some(&directory));
-        let name = Names::default().next().unwrap();
-        own.choose(&directory, &name);
+        let name = Names::new(&own).next(&directory).unwrap();
         std::fs::write(root.path().join(std::str::from_utf8(&name).unwrap()), b"").unwrap();
         std::fs::write(root.path().join(".escp-leftover"), b"").unwrap();
         std::fs::write(root.path().join(".escp-mine"), b"not of eight characters").unwrap();
@@ -172,7 +179,7 @@ mod tests {
         assert!(remark.contains(".escp-leftover;"), "{remark}");
         std::fs::remove_file(root.path().join(".escp-leftover")).unwrap();
         let own = OwnNames::new(Some(&directory));
-        own.choose(&directory, &name);
+        own.note(&directory, &name);
         assert_eq!(leftovers(&directory, &own), None);
     }
 }
