@@ -1,7 +1,7 @@
 //! The named workloads: what is moved, and who competes.
 
 use crate::args::MeasureArgs;
-use crate::contender::{Contender, GCM, Role, Trip, peers};
+use crate::contender::{Contender, GCM, Role, Trip, eight_at_once, peers};
 use crate::ground::{Ground, Medium};
 use crate::workload::{Unit, Workload, files, gib, streams};
 use crate::{distance, floor, iperf, login};
@@ -249,10 +249,7 @@ fn one_and_eight_floors(args: &MeasureArgs) -> [Contender; 2] {
         let streams = streams(args);
         format!("{{bench}} floor --streams {streams} --from {{source}}/{what} --to {{out}}/{{name}}{to}")
     };
-    let eight = format!(
-        "for i in 1 2 3 4 5 6 7 8; do {} & all=\"$all $!\"; done; for one in $all; do wait $one || exit 1; done",
-        floor("eighth", "$i")
-    );
+    let eight = eight_at_once(&floor("eighth", "$i"));
     [("floor alone", floor("whole", "")), ("eight floors at once", eight)]
         .map(|(name, command)| Contender::limit_without_files(name, &command))
 }

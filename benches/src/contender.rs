@@ -73,6 +73,13 @@ done
 for one in $all; do wait "$one" || exit 1; done
 "#;
 
+/// A command line that runs another eight times at once; in it, `$i` counts them.
+pub(crate) fn eight_at_once(command: &str) -> String {
+    format!(
+        "for i in 1 2 3 4 5 6 7 8; do {command} & all=\"$all $!\"; done; for one in $all; do wait $one || exit 1; done"
+    )
+}
+
 /// The fast cipher of OpenSSH.
 pub(crate) const GCM: &str = "aes128-gcm@openssh.com";
 

@@ -1,7 +1,7 @@
 //! What logging in costs. The limits of the machine log in nowhere, so escp stands against them twice: in all, and once
 //! it is logged in.
 
-use crate::contender::{Contender, Role};
+use crate::contender::{Contender, Role, eight_at_once};
 use crate::series::{Series, median};
 
 /// One login, and nothing else.
@@ -9,16 +9,16 @@ pub(crate) const ONE: &str = "ssh true";
 /// Eight of them at once.
 pub(crate) const EIGHT: &str = "eight ssh true";
 
+const LOG_IN: &str = "ssh -F {config} {far} true";
+
 /// Logs in once.
 pub(crate) fn one() -> Contender {
-    Contender::limit_without_files(ONE, "ssh -F {config} {far} true")
+    Contender::limit_without_files(ONE, LOG_IN)
 }
 
 /// Logs in eight times at once.
 pub(crate) fn eight() -> Contender {
-    let command = "for i in 1 2 3 4 5 6 7 8; do ssh -F {config} {far} true & all=\"$all $!\"; done; \
-                   for one in $all; do wait $one || exit 1; done";
-    Contender::limit_without_files(EIGHT, command)
+    Contender::limit_without_files(EIGHT, &eight_at_once(LOG_IN))
 }
 
 /// Whether a contender does nothing but log in.
